@@ -96,7 +96,7 @@ func newSessionCounts(to prometheus.Registerer) *sessionCounts {
 		messages:   newCounter("postern_messages_accepted_total", "Messages that were committed to the queue and answered 250."),
 		recipients: newCounter("postern_recipients_accepted_total", "Recipients of the accepted messages."),
 		octets:     newCounter("postern_accepted_bytes_total", "Octets of the accepted messages, as stored."),
-		refused: newCounters("postern_refusals_total", "MAIL, RCPT and messages that were answered 4yz or 5yz, by stage of the session, whether the client may try again, and reason.",
+		refused: newCounters("postern_refusals_total", "MAIL, RCPT and messages that got 4yz or 5yz, by stage of the session, whether the client may try again, and reason.",
 			"stage", "class", "reason"),
 		logins:  newCounters("postern_auth_total", "AUTH exchanges that ended, by mechanism and result.", "mechanism", "result"),
 		ended:   newCounters("postern_sessions_closed_total", "Sessions that ended, by reason.", "reason"),

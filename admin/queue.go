@@ -69,7 +69,7 @@ func QueueStats() []Reading[queue.Stats] {
 			Value: func(s queue.Stats) float64 { return s.LeaseLeft.Seconds() }},
 		{Name: "postern_node_epochs_lost_total", Help: "Epochs that this node has lost.", Counter: true,
 			Value: func(s queue.Stats) float64 { return float64(s.EpochsLost) }},
-		{Name: "postern_database_trouble", Help: "1 while the queue sees the database in trouble, else 0.",
+		{Name: "postern_database_trouble", Help: "1 while the queue sees the database fail, else 0.",
 			Value: func(s queue.Stats) float64 { return Truth(s.Down) }},
 		{Name: "postern_database_full", Help: "1 while no mail is accepted because the disk of the database is full, else 0.",
 			Value: func(s queue.Stats) float64 { return Truth(s.Full) }},

@@ -15,8 +15,8 @@ var ofUpstream = []string{"upstream"}
 // RegisterUpstreamBreakers adds the metrics of the upstreams' breakers.
 func RegisterUpstreamBreakers(to prometheus.Registerer, list func() breaker.States) {
 	RegisterEach(to, ofUpstream, func() []breaker.State { return list() }, func(s breaker.State) []string { return []string{s.Upstream} }, []Reading[breaker.State]{
-		{Name: "postern_upstream_open", Help: "1 while all nodes leave an upstream alone, else 0.", Value: func(s breaker.State) float64 { return Truth(s.Open) }},
-		{Name: "postern_upstream_openings_total", Help: "Times that all nodes began to leave an upstream alone.", Counter: true,
+		{Name: "postern_upstream_open", Help: "1 while an upstream's breaker is open, else 0.", Value: func(s breaker.State) float64 { return Truth(s.Open) }},
+		{Name: "postern_upstream_openings_total", Help: "Times that an upstream's breaker opened.", Counter: true,
 			Value: func(s breaker.State) float64 { return float64(s.Opening) }},
 	})
 }

@@ -13,7 +13,7 @@ const (
 	// That a user is known from an address or a network is written down once in so long,
 	// and then learned again.
 	homeEvery = 24 * time.Hour
-	// A network stays new for a day, so that a thief who logs in for each message is
+	// A network stays new for a day, so that an attacker who logs in for each message is
 	// as new with the second.
 	newFor = 24 * time.Hour
 	// How many networks and addresses of users are remembered.

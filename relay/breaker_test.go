@@ -55,7 +55,7 @@ func testBreakerOverNodes(t *testing.T, notify bool) {
 	send(nodes["b"])
 	await(t, "both messages to wait", func() bool {
 		return count(t, r, `select count(*) from recipient where owner is null and waits_for = 'upstream out' and attempts = 0
-			and next_attempt_at > now() + interval '30 minutes' and reply_text like 'waits for upstream out, left alone until %554 5.7.1 not you%'`) == 1
+			and next_attempt_at > now() + interval '30 minutes' and reply_text like 'waits for upstream out, not used until %554 5.7.1 not you%'`) == 1
 	})
 	if n := server.Conns(); n != conns {
 		t.Errorf("%d connections for mail that waits", n-conns)

@@ -24,7 +24,7 @@ var (
 		"act on the authority's answer; docs/certificates.md has the usual causes"}
 	certificateOver = Kind{"acme.expired", Failed, "The certificate has expired, and its renewal fails.",
 		"act on the authority's answer, then 'postern certificate renew NAME'"}
-	certificateFailing = Kind{"acme.failing", Failed, "The authority does not issue the certificate; clients get a self-signed one.",
+	certificateFailing = Kind{"acme.failing", Failed, "The CA does not issue the certificate; clients get a self-signed one.",
 		"act on the authority's answer; docs/certificates.md has the usual causes"}
 )
 

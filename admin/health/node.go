@@ -38,7 +38,7 @@ func Disk(refuses error) Finding {
 	if errors.Is(refuses, reserve.ErrFull) {
 		return DiskFull.Found("disk", "%v", reserve.ErrFull)
 	}
-	return Finding{Status: OK, Subject: "disk", Text: "mail finds room"}
+	return Finding{Status: OK, Subject: "disk", Text: "there is room for mail"}
 }
 
 // Drain judges a node that is stopping, so that no new clients are sent to it.

@@ -132,7 +132,7 @@ func (s *adminShell) must(t *testing.T, line string) string {
 	return string(out)
 }
 
-var readyLine = regexp.MustCompile(`listeners="?\[(127\.0\.0\.1:\d+) starttls`)
+var readyLine = regexp.MustCompile(`listeners"?[=:]"?\["?(127\.0\.0\.1:\d+) starttls`)
 
 // serve runs the server until the test ends.
 func (s *adminShell) serve(t *testing.T) {

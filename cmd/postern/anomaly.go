@@ -13,7 +13,7 @@ import (
 )
 
 func (a *app) anomalyCmd() *cobra.Command {
-	return noun("anomaly", "hold the mail of accounts that look stolen",
+	return noun("anomaly", "hold the mail of accounts that look compromised",
 		a.anomalyShowCmd(), a.anomalySetCmd())
 }
 
@@ -77,12 +77,12 @@ func (a *app) anomalySetCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "set",
 		Short: "configure anomaly detection",
-		Long: `Sets the thresholds at which a user is put on hold because the account looks stolen.
-All signs of a stolen account are off at first. 0 or 'off' turns a sign off; signs
+		Long: `Sets the thresholds at which a user is put on hold because the account looks compromised.
+All signs of a compromised account are off at first. 0 or 'off' turns a sign off; signs
 without a flag stay as they are. A sign looks at the current and the previous clock
 hour; running servers follow within 5 seconds.
 
-  --first-time-share 0.8    8 in 10 of the recipients were new to the user: a thief
+  --first-time-share 0.8    8 in 10 of the recipients were new to the user: an attacker
                             writes to strangers. The addresses that users wrote
                             to so far are learnt from the history, which takes a while.
   --rejected-share 0.3      3 in 10 of the recipients were permanently refused by the
@@ -92,7 +92,7 @@ hour; running servers follow within 5 seconds.
   --min-recipients 50       no sign trips on fewer than 50 recipients (50 at first).
 
 When a sign trips, the user is put on hold and the mail log records it. Mail is still
-accepted, and held: nothing is lost, and the thief notices nothing. List it with
+accepted, and held: nothing is lost, and the attacker notices nothing. List it with
 'postern queue holds' and 'postern queue list --user U'; then release it with 'postern
 queue release --user U', which also resets the count, or delete it with 'postern queue
 cancel --user U'.`,

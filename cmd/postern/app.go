@@ -74,20 +74,20 @@ func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "postern",
 		Short: "an authenticated submission relay on PostgreSQL",
-		Long: `Postern accepts mail from authenticated users on 587 (STARTTLS) and 465
+		Long: `Postern accepts mail from authenticated users on ports 587 (STARTTLS) and 465
 (implicit TLS), stores it durably in PostgreSQL, and forwards it to a smarthost
-or to the recipients' MX.
+or to the recipients' MX hosts.
 
 The database comes from --database-url, POSTERN_DATABASE_URL or the config file,
-in that order. Exit status: 0 success, 1 failure, 2 usage error. 'postern man DIR' writes
-the manual pages.`,
+in that order. Exit status: 0 success, 1 failure, 2 usage error. The hidden
+command 'postern man DIR' writes the manual pages.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          unknownCommand,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.PersistentFlags().StringVar(&a.source.Path, "config", "", "configuration `file` (default ./postern.toml, then /etc/postern/postern.toml)")
-	root.PersistentFlags().StringVar(&a.source.DatabaseURL, "database-url", "", "PostgreSQL `URL`, without a password; wins over POSTERN_DATABASE_URL and the config file")
+	root.PersistentFlags().StringVar(&a.source.Path, "config", "", "configuration `FILE` (default ./postern.toml, then /etc/postern/postern.toml)")
+	root.PersistentFlags().StringVar(&a.source.DatabaseURL, "database-url", "", "PostgreSQL `URL`, without a password; overrides POSTERN_DATABASE_URL and the config file")
 	root.AddCommand(
 		a.serveCmd(), a.demoCmd(), a.checkCmd(), a.healthcheckCmd(), a.migrateCmd(), a.versionCmd(),
 		a.userCmd(), a.credentialCmd(), a.senderCmd(), a.limitCmd(), a.explainCmd(), a.anomalyCmd(), a.auditCmd(),
@@ -139,7 +139,7 @@ func strictHelp(root *cobra.Command) {
 		if cmd.Name() != "help" {
 			continue
 		}
-		cmd.Run = nil
+		cmd.Short, cmd.Run = "help about any command", nil
 		cmd.RunE = func(_ *cobra.Command, args []string) error {
 			about, rest, err := root.Find(args)
 			if err != nil || len(rest) > 0 {

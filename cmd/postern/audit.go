@@ -44,16 +44,16 @@ func (a *app) auditCmd() *cobra.Command {
 		limit: 100, of: "lines", next: larger[audit.Entry],
 	}.command(a, &cobra.Command{
 		Use:   "audit",
-		Short: "list what admins did, the latest first",
+		Short: "list what admins did, the newest first",
 		Long: `Lists the changes that commands made: when, who (the operating system's user), what, and
 to whom. They are recorded with the change itself, and kept for as long as audit in
 [retention] of the configuration says.`,
 		Args: noArguments,
 	})
 	fl := cmd.Flags()
-	fl.StringVar(&since, "since", "", "only what was done within this `span`: 7d, 2h")
+	fl.StringVar(&since, "since", "", "only what was done within this `SPAN`: 7d, 2h")
 	fl.StringVar(&user, "user", "", "only what concerns the user of this `NAME`, and its mail")
-	fl.StringVar(&f.Actor, "actor", "", "only what this `user` of the operating system did")
+	fl.StringVar(&f.Actor, "actor", "", "only what this `USER` of the operating system did")
 	return cmd
 }
 

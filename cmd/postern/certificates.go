@@ -14,7 +14,7 @@ import (
 )
 
 func (a *app) certificateCmd() *cobra.Command {
-	return noun("certificate", "the certificates that an ACME authority issues", a.certificateListCmd(), a.certificateRenewCmd())
+	return noun("certificate", "list and renew the certificates from an ACME CA", a.certificateListCmd(), a.certificateRenewCmd())
 }
 
 func (a *app) certificateRenewCmd() *cobra.Command {
@@ -24,7 +24,7 @@ func (a *app) certificateRenewCmd() *cobra.Command {
 		Long: `Asks the nodes to order a new certificate with a new key for NAME, for instance because
 the old key may have leaked. After a failure the order is tried again immediately. The
 certificate in use stays until the new one is issued. The old one is not revoked: ask
-the authority for that.`,
+the CA for that.`,
 		Args: one("NAME", "the NAME of a certificate; 'postern certificate list' shows them"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
 			known, err := acme.AskRenewal(ctx, users.pool, args[0], users.actor)
@@ -67,7 +67,7 @@ func (a *app) certificateListCmd() *cobra.Command {
 		Use:   "list",
 		Short: "list certificates that nodes get by ACME, with their expiry and state",
 		Long: `Lists what the nodes have recorded in the database about each name in their [acme]
-names: when its certificate expires, and, while the authority issues none, since when,
+names: when its certificate expires, and, while the CA issues none, since when,
 why, and when it is tried again. A certificate in files is not listed; 'postern check'
 examines that one.`,
 		Args: noArguments,

@@ -21,14 +21,14 @@ func (a *app) checkCmd() *cobra.Command {
 		Short: "examine this set-up and show what is wrong",
 		Long: `Examines the configuration, the certificates, the listeners' addresses, the
 database, the accounts, the routes, the upstreams with their accounts, and DNS, and
-tests from outside whether this server is an open relay. Each finding that is not ok
-comes with its remedy; docs/check.md explains each by the name in brackets. Run the
-check as the user that the server runs as.
+tests, as a client without a login, whether this server is an open relay. Each finding
+that is not ok comes with its remedy; docs/check.md explains each by the name in
+brackets. Run the check as the system user that runs the server.
 
 The exit status is 1 when something failed. Nothing is changed, except for access tokens
 due for renewal. No mail is sent, and a running server is not disturbed; a private
-database that is not running is started for the duration. The check takes about a minute
-at most.
+database that is not running is started for the duration. The check takes at most about
+a minute.
 
 The areas are ` + check.AreaNames() + `.`,
 		Example: `  postern check
@@ -45,11 +45,11 @@ The areas are ` + check.AreaNames() + `.`,
 			return a.check(cmd.Context(), opts, asJSON)
 		},
 	}
-	cmd.Flags().StringSliceVar(&opts.Only, "only", nil, "examine these `areas` only, separated by commas")
+	cmd.Flags().StringSliceVar(&opts.Only, "only", nil, "examine only these `AREAS`, separated by commas")
 	cmd.Flags().BoolVar(&opts.Offline, "offline", false, "query neither DNS nor upstreams")
 	cmd.Flags().StringSliceVar(&addresses, "address", nil, "an `IP` address that mail leaves from; default: those of the hostname")
-	cmd.Flags().StringSliceVar(&opts.MX, "mx", nil, "try the mail hosts of this `domain`, without sending mail")
-	cmd.Flags().StringSliceVar(&opts.Connect, "connect", nil, "connect to this `host:port` as an outsider, instead of the listeners")
+	cmd.Flags().StringSliceVar(&opts.MX, "mx", nil, "try the mail hosts of this `DOMAIN`, without sending mail")
+	cmd.Flags().StringSliceVar(&opts.Connect, "connect", nil, "connect to this `HOST:PORT` as an outside client would, instead of to the listeners")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	_ = cmd.RegisterFlagCompletionFunc("only", cobra.FixedCompletions(check.Areas(), cobra.ShellCompDirectiveNoFileComp))
 	return cmd

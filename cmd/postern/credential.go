@@ -19,7 +19,7 @@ import (
 )
 
 func (a *app) credentialCmd() *cobra.Command {
-	return noun("credential", "the password and the generated secrets of users",
+	return noun("credential", "manage passwords and generated secrets",
 		a.credentialAddCmd(), a.credentialListCmd(), a.credentialRevokeCmd())
 }
 
@@ -34,8 +34,8 @@ func (a *app) credentialAddCmd() *cobra.Command {
 		Short: "generate a secret for an application to log in with",
 		Long: `Generates a secret of 160 random bits and prints it once. An application logs in with
 the user's name and this secret in place of the password. Generate one for each
-application, so that each can be revoked separately. To set a password that a person
-chooses, use 'user passwd'.`,
+application, so that each can be revoked separately. To set a password of the user's
+choice, use 'user passwd'.`,
 		Example: `  postern credential add app@example.com --generate --label billing
   postern credential add app@example.com --generate --label scanner --expires 90d --network 192.0.2.0/24`,
 		Args: one("name", "the user's name"),
@@ -67,7 +67,7 @@ chooses, use 'user passwd'.`,
 	}
 	f := cmd.Flags()
 	f.BoolVar(&generate, "generate", false, "generate the secret")
-	f.StringVar(&label, "label", "", "what it is for")
+	f.StringVar(&label, "label", "", "`TEXT` that says what it is for")
 	f.StringVar(&expires, "expires", "", "`WHEN` it expires: 90d, or a date such as 2027-01-31")
 	f.StringArrayVar(&networks, "network", nil, "accept it only from this `CIDR`; may be repeated")
 	f.BoolVar(&asJSON, "json", false, "print JSON")

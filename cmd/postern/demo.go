@@ -18,7 +18,7 @@ listeners on loopback addresses with a certificate made for the demo, and forwar
 to a capture server that accepts every message and forwards none. One message is
 submitted over STARTTLS with AUTH, and its trace is printed.
 
-The demo keeps running so that you can try a mail client; --once ends it after the delivery.`,
+The demo stays up so that you can try a mail client; --once ends it after the delivery.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg.Chosen = cmd.Flags().Changed("dir")
@@ -30,6 +30,6 @@ The demo keeps running so that you can try a mail client; --once ends it after t
 		},
 	}
 	cmd.Flags().BoolVar(&cfg.Once, "once", false, "end after the delivery")
-	cmd.Flags().StringVar(&cfg.Dir, "dir", ".demo", "`folder` for the demo's files; you or root must own the folders above it")
+	cmd.Flags().StringVar(&cfg.Dir, "dir", ".demo", "`FOLDER` for the demo's files; you or root must own the folders above it")
 	return cmd
 }

@@ -17,7 +17,7 @@ import (
 )
 
 func (a *app) dkimCmd() *cobra.Command {
-	return noun("dkim", "the DKIM keys that sign mail of sender domains",
+	return noun("dkim", "manage the DKIM keys that sign mail of sender domains",
 		a.dkimAddCmd(), a.dkimListCmd(), a.dkimShowCmd(), a.dkimRotateCmd(), a.dkimRetireCmd(), a.dkimRemoveCmd())
 }
 
@@ -64,17 +64,17 @@ func (a *app) dkimAddCmd() *cobra.Command {
 		Use:   "add DOMAIN",
 		Short: "make the first keys of a domain, and print the records to publish",
 		Long: `Makes keys for a sender domain, and prints the records to publish in its DNS. Until all
-authoritative servers of the domain have answered a record twice, its key is pending and
+authoritative servers of the domain have returned a record twice, its key is pending and
 signs nothing; then running nodes sign with it, without a further command. Mail is sent
 unsigned meanwhile.
 
-Mail is signed when the domain of its From field is DOMAIN, or below it. Without
+Mail is signed when the domain of its From field is DOMAIN or a subdomain. Without
 --algorithm there are two keys, and two signatures: all receivers verify rsa, and some
 ed25519, which is shorter.
 
-With --every the next key is made 14 days before a key has this age. Its record
-is to be published then: 'postern check', an alert rule and 'postern dkim list' say so. The
-old key signs until that is done.`,
+With --every the next key is made 14 days before the current key reaches this age.
+Publish its record then; 'postern check', an alert rule and 'postern dkim list' remind
+you. The old key keeps signing until you do.`,
 		Example: `  postern dkim add shop.example
   postern dkim add shop.example --algorithm rsa --every 180d`,
 		Args: one("DOMAIN", "the domain"),
@@ -96,8 +96,8 @@ old key signs until that is done.`,
 			return trust.PrintRecords(a.stdout, made)
 		})(cmd, args)
 	}
-	cmd.Flags().StringSliceVar(&algorithms, "algorithm", []string{"rsa", "ed25519"}, "`algorithms` of the keys: rsa, ed25519")
-	cmd.Flags().StringVar(&every, "every", "", "`age` at which a key is rotated, in days, such as 180d; without it an admin rotates")
+	cmd.Flags().StringSliceVar(&algorithms, "algorithm", []string{"rsa", "ed25519"}, "`ALGORITHMS` of the keys: rsa, ed25519")
+	cmd.Flags().StringVar(&every, "every", "", "`AGE` at which a key is rotated, in days, such as 180d; without it, rotate by hand")
 	_ = cmd.RegisterFlagCompletionFunc("algorithm", cobra.FixedCompletions([]string{"rsa", "ed25519"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
@@ -204,7 +204,7 @@ With --every it makes none now, but sets the age at which keys are rotated, 0 fo
 			return trust.PrintRecords(a.stdout, next)
 		})(cmd, args)
 	}
-	cmd.Flags().StringVar(&every, "every", "", "`age` at which a key is rotated, in days, such as 180d; 0: never")
+	cmd.Flags().StringVar(&every, "every", "", "`AGE` at which a key is rotated, in days, such as 180d; 0: never")
 	return cmd
 }
 

@@ -33,8 +33,8 @@ its route, what the mail hosts of the recipients' domains must prove before they
 what a receiver would find: SPF, DKIM, DMARC and the name of this server's address, each
 aligned or not with the author's domain and why, with the record that helps. DNS is asked
 for that, and MTA-STS policies are fetched and kept as a delivery would do. Nothing is sent
-and nothing is counted. The exit status is 0 when the message
-would be accepted and 1 when it would not.
+and nothing is counted. The exit status is 0 when the message would be accepted and 1 when
+it would not.
 
 The header's From field is --from unless --header-from names another address;
 --resent-from asks about redirected mail. '<>' is the null sender of bounces. With
@@ -76,13 +76,13 @@ of the configuration on this machine.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&user, "user", "", "`name` of the user who sends")
+	f.StringVar(&user, "user", "", "`NAME` of the user who sends")
 	f.StringVar(&credential, "credential", "", "`ID` of the credential used to log in")
-	f.StringVar(&from, "from", "", "`address` of the sender")
-	f.StringVar(&headerFrom, "header-from", "", "`address` in the From field, when it is not --from")
-	f.StringVar(&resentFrom, "resent-from", "", "`address` in the Resent-From field of a redirected message")
-	f.StringArrayVar(&to, "to", nil, "`address` of a recipient; may be repeated")
-	f.StringVar(&octets, "size", "10KB", "`size` of the message")
+	f.StringVar(&from, "from", "", "`ADDRESS` of the sender")
+	f.StringVar(&headerFrom, "header-from", "", "`ADDRESS` in the From field, when it is not --from")
+	f.StringVar(&resentFrom, "resent-from", "", "`ADDRESS` in the Resent-From field of a redirected message")
+	f.StringArrayVar(&to, "to", nil, "`ADDRESS` of a recipient; may be repeated")
+	f.StringVar(&octets, "size", "10KB", "`SIZE` of the message")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	for _, name := range []string{"user", "from", "to"} {
 		_ = cmd.MarkFlagRequired(name)

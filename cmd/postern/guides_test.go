@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,9 +23,9 @@ func TestInstallGuide(t *testing.T) {
 	t.Parallel()
 	g := newGuide(t)
 	g.elsewhere = map[string]string{
-		"make deb":          "it installs a package: the tests of configs/debian do",
-		"make build man":    "it changes the machine",
-		"docker compose up": "it needs a container engine",
+		"make deb":                   "it installs a package: the tests of configs/debian do",
+		"make build man":             "it changes the machine",
+		"docker compose up --detach": "it needs a container engine",
 		"docker compose exec postern postern user list": "it needs a container engine",
 	}
 	g.instead["sudo systemctl enable --now postern"] = func() { g.serve(t) }
@@ -127,9 +129,6 @@ func TestOperateGuide(t *testing.T) {
 	g.installed(t)
 	g.must(t, "echo 'a good password' | postern user add alice@example.com --password-stdin --sender '*@example.com'")
 	stop := g.serveUntil(t)
-	g.elsewhere = map[string]string{
-		"journalctl -u postern -o cat --since -2d |": "it needs systemd's journal",
-	}
 	g.mayFail["postern check"] = "DNS knows nothing of this machine"
 	r := &restoreDrill{guide: g, open: make(chan struct{})}
 	g.next.On(smtptest.PhaseRcpt, r.answer)
@@ -168,9 +167,15 @@ func TestOperateGuide(t *testing.T) {
 			}
 		}
 	}
+	g.after["postern queue release --all --dry-run"] = func(string) { g.next.WaitMessages(t, 5) }
 	g.after["postern user disable alice@example.com --reason 'sends spam'"] = func(string) {
 		if holds := g.must(t, "postern queue holds"); !strings.Contains(holds, "sends spam") {
 			t.Errorf("no hold:\n%s", holds)
+		}
+	}
+	g.after["journalctl -u postern -o cat --since -2d |"] = func(said string) {
+		if text, json := strings.Count(said, "msg=accepted "), strings.Count(said, `"msg":"accepted",`); text != 2 || json != 1 {
+			t.Errorf("%d lines of text and %d of JSON for 2 and 1 messages:\n%s", text, json, said)
 		}
 	}
 	g.follow(t, "../../docs/operate.md")
@@ -217,7 +222,7 @@ func (r *restoreDrill) neverAgain(t *testing.T) {
 	}
 }
 
-// useDatabase changes the name in the configuration.
+// useDatabase changes the name in the configuration, and has the log written as JSON.
 func (g *guide) useDatabase(t *testing.T, name string) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(g.dir, "postern.toml"))
@@ -228,16 +233,23 @@ func (g *guide) useDatabase(t *testing.T, name string) {
 	if changed == string(text) {
 		t.Fatalf("no URL to change:\n%s", text)
 	}
-	g.write(t, "postern.toml", changed)
+	g.write(t, "postern.toml", changed+"[log]\nformat = \"json\"\n")
 }
 
-// serveUntil runs the server until stop is called.
+// serveUntil runs the server until stop is called. journalctl prints its log, behind a line of
+// systemd's.
 func (g *guide) serveUntil(t *testing.T) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
+	journal, err := os.OpenFile(filepath.Join(g.root, "journal"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(journal, "Started postern.service - Postern mail submission relay.")
+	g.program(t, "journalctl", "cat '"+journal.Name()+"'")
 	var said watched
 	cmd := exec.CommandContext(ctx, filepath.Join(g.root, "bin/postern"), "serve")
-	cmd.Dir, cmd.Env, cmd.Stderr = g.dir, g.env, &said
+	cmd.Dir, cmd.Env, cmd.Stderr = g.dir, g.env, io.MultiWriter(&said, journal)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = patience
 	if err := cmd.Start(); err != nil {
@@ -246,6 +258,7 @@ func (g *guide) serveUntil(t *testing.T) (stop func()) {
 	ended := make(chan struct{})
 	go func() {
 		_ = cmd.Wait() // its status is that of the interrupt
+		_ = journal.Close()
 		close(ended)
 	}()
 	stop = sync.OnceFunc(func() {

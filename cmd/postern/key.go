@@ -16,7 +16,7 @@ import (
 )
 
 func (a *app) keyCmd() *cobra.Command {
-	return noun("key", "the keys that seal secrets in the database", a.keyListCmd(), a.keyRotateCmd(), a.keyUseCmd(), a.keyRemoveCmd())
+	return noun("key", "manage the keys that seal secrets in the database", a.keyListCmd(), a.keyRotateCmd(), a.keyUseCmd(), a.keyRemoveCmd())
 }
 
 // presentKeys are those of this machine's file, nil if it is not there.

@@ -16,18 +16,18 @@ import (
 )
 
 func (a *app) limitCmd() *cobra.Command {
-	return noun("limit", "how much users may send",
+	return noun("limit", "manage how much users may send",
 		a.limitSetCmd(), a.limitShowCmd(), a.limitResetCmd())
 }
 
 // limitHelp is the help of the flag of each kind.
 var limitHelp = map[quota.Kind]string{
-	quota.Messages:            "messages over time, such as `100/m,1000/d`",
-	quota.Recipients:          "recipients over time, such as `5000/d`",
-	quota.Bytes:               "octets over time, such as `1GB/d`",
-	quota.Size:                "octets of one message, such as `25MB`",
-	quota.RecipientsOfMessage: "recipients of one message, such as `100`",
-	quota.Sessions:            "concurrent sessions, such as `10`",
+	quota.Messages:            "messages over time, as `LIMITS` such as 100/m,1000/d",
+	quota.Recipients:          "recipients over time, as `LIMITS` such as 5000/d",
+	quota.Bytes:               "bytes over time, as `LIMITS` such as 1GB/d",
+	quota.Size:                "greatest `SIZE` of one message, such as 25MB",
+	quota.RecipientsOfMessage: "at most `N` recipients of one message",
+	quota.Sessions:            "at most `N` concurrent sessions",
 }
 
 // limitTarget is whom a command about limits is for.
@@ -100,13 +100,13 @@ func (a *app) limitSetCmd() *cobra.Command {
 		Use:   "set USER|'*@DOMAIN'|--default|--credential ID",
 		Short: "limit what may be sent",
 		Long: `Sets limits for a user, for each user (--default), for all users of a domain together
-('*@DOMAIN'), or for mail sent with one credential. All that are set apply, and the
-tightest wins; a flag replaces all earlier limits of that kind on the same target.
+('*@DOMAIN'), or for mail sent with one credential. All limits that are set apply, and
+the tightest decides; a flag replaces all earlier limits of that kind on the same target.
 
 A limit over time is an amount and a window in s, m, h or d; commas separate several:
-100/m,1000/d,20000/30d. 0 allows none. Only mail sent after a limit is first set counts,
-across all nodes. --no-defaults exempts a user from the default limits; --defaults undoes
-it.`,
+100/m,1000/d,20000/30d. 0 allows none. Usage is counted across all nodes, from the moment
+the limit is first set. --no-defaults exempts a user from the default limits; --defaults
+undoes it.`,
 		Example: `  postern limit set --default --messages 100/m,2000/d --recipients 5000/d
   postern limit set '*@example.com' --messages 20000/d
   postern limit set alice@example.com --size 25MB --bytes 1GB/d
@@ -295,7 +295,7 @@ func (a *app) printLimitsOf(ctx context.Context, users *accounts, target auth.Li
 		_, err := fmt.Fprintf(a.stdout, "nothing is set for %s\n", targetText(target))
 		return err
 	}
-	t := screen.Table{Head: []string{"LIMIT OF " + targetText(target), ""}}
+	t := screen.Table{Head: []string{"LIMITS FOR " + targetText(target), ""}}
 	for _, l := range limits {
 		t.Add(l.Kind.Name(), l.Text())
 	}

@@ -39,7 +39,7 @@ func (l listing[T]) command(a *app, cmd *cobra.Command) *cobra.Command {
 	cuts := l.limit > 0
 	f := cmd.Flags()
 	f.BoolVar(&asJSON, "json", false, "print JSON")
-	f.StringSliceVar(&columns, "columns", nil, "print these `columns` of the table only: "+strings.Join(columnNames(l.head), ","))
+	f.StringSliceVar(&columns, "columns", nil, "print only these `COLUMNS`: "+strings.Join(columnNames(l.head), ","))
 	if cuts {
 		f.IntVar(&l.limit, "limit", l.limit, "print at most `N` "+l.of)
 	}

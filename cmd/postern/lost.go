@@ -22,11 +22,11 @@ func (a *app) queueLostCmd() *cobra.Command {
 		limit: 100, of: "notices", next: larger[desk.NoticeEnd],
 	}.command(a, &cobra.Command{
 		Use:   "lost",
-		Short: "list the notices that were lost, the latest first",
+		Short: "list the notices that were lost, the newest first",
 		Long: `Lists the notices that ended without having been delivered: their servers rejected
 them, their lifetime ended, or they were cancelled. Each is about a message whose
 sender was never notified of its failure; 'postern trace' of that message shows what
-the notice reported. They are listed for as long as [queue] history says.`,
+the notice reported. They are listed for as long as queue.history says.`,
 		Args: noArguments,
 	})
 }

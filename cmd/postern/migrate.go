@@ -18,8 +18,8 @@ func (a *app) migrateCmd() *cobra.Command {
 		Short: "bring the database's schema up to date",
 		Long: `Applies the migrations that the database lacks, each in a transaction of its own, under
 a lock, so it is safe to run on several nodes concurrently. Migrations only go forward.
-Servers of the previous version keep working if the release notes say so: migrate first,
-then restart the nodes one after another (docs/operate.md).
+Nodes of an older version keep working if each new migration says so in its first line
+('Runs with'): migrate first, then restart the nodes one after another (docs/operate.md).
 
 With --check nothing is changed: the exit status is 0 when the schema is current
 and 1 when it is not.`,

@@ -21,7 +21,7 @@ type operation struct {
 	all  string // what --all chooses
 	busy bool   // it would concern what is being sent, too
 
-	probe bool // it has upstreams probed that all nodes leave alone: all, or the one that is chosen
+	probe bool // it has upstreams probed whose breaker is open: all, or the one that is chosen
 
 	doubt  bool // it concerns only mail in doubt
 	spares bool // it leaves mail that is held because it is in doubt
@@ -38,8 +38,8 @@ func (a *app) queueRetryCmd() *cobra.Command {
 		Long: `Makes waiting recipients due: those of the given messages, those that match all filters,
 or with --all those of the whole queue. A running server tries them immediately,
 otherwise the next one that starts. Held mail stays held, and mail that is being sent is
-left alone. This counts as an attempt: if it fails, the next one is later than it would
-have been. An upstream that all nodes leave alone is probed first; if the probe
+not affected. This counts as an attempt: if it fails, the next one is later than it
+would have been. An upstream whose breaker is open is probed first; if the probe
 succeeds, its mail is sent.`,
 		Example: `  postern queue retry --domain example.net
   postern queue retry --reply '451 4.7' --older-than 1h --dry-run`,
@@ -55,7 +55,7 @@ func (a *app) queueHoldCmd() *cobra.Command {
 		Short: "keep mail, or all mail of a user, from being sent",
 		Long: `Holds waiting recipients: those of the given messages, those that match all filters,
 or with --all those of the whole queue. Held mail is not tried and does not expire
-until it is released or cancelled. Mail that is being sent is left alone.
+until it is released or cancelled. Mail that is being sent is not affected.
 
 With --user alone the user is put on hold: waiting mail is held, mail being sent is held
 if it comes back, and new mail of the user is accepted and held, until 'postern queue
@@ -63,7 +63,7 @@ release --user' or 'postern queue cancel --user'.`,
 		Example: `  postern queue hold --user alice@example.com --reason 'possible account takeover'
   postern queue hold --domain example.net`,
 	})
-	cmd.Flags().StringVar(&reason, "reason", "", "the reason for the hold, shown by 'queue holds' and 'trace'")
+	cmd.Flags().StringVar(&reason, "reason", "", "`TEXT` that says why, shown by 'queue holds' and 'trace'")
 	return cmd
 }
 
@@ -97,12 +97,12 @@ func (a *app) queueCancelCmd() *cobra.Command {
 		Short: "delete mail, or all held mail of a user",
 		Long: `Deletes waiting and held recipients without notifying their sender: those of the
 given messages, those that match all filters, or with --all those of the whole queue.
-Mail that is being sent is left alone. This cannot be undone; the history keeps the
+Mail that is being sent is not affected. This cannot be undone; the history keeps the
 envelope and names the operator.
 
 With --user alone the holds of the user and of its credentials end, whoever made
-them, and all its held mail is deleted. Mail of the user that waits without being
-held stays: '--user U --state waiting' chooses that. So does mail that is set
+them, and all its held mail is deleted, the user's own too. Mail that waits without
+being held stays: '--user U --state waiting' chooses that. So does mail that is set
 aside because its rows are bad: '--user U --state held' chooses all that is held.`,
 		Example: `  postern queue cancel --user mallory@example.com --dry-run
   postern queue cancel --sender bulk@example.com --state waiting
@@ -131,7 +131,7 @@ log. Then:
   --delivered  it arrived: the recipient is done, and the history names the operator
   --resend     it did not: it is due now, by any way of its route, as a possible duplicate
 
-Mail that is being sent is left alone.`,
+Mail that is being sent is not affected.`,
 		Example: `  postern queue resolve 01890000-0000-7000-8000-000000000000 --delivered
   postern queue resolve 01890000-0000-7000-8000-000000000000 --recipient bob@example.net --resend
   postern queue resolve --upstream provider --older-than 4h --resend --dry-run`,
@@ -228,7 +228,7 @@ func (a *app) operate(ctx context.Context, q *desk.Admin, op operation, f desk.F
 			return err
 		}
 		if busy > 0 {
-			said += "; " + changed(busy, "recipient", "being sent and left alone", false)
+			said += "; " + changed(busy, "recipient", "being sent and not affected", false)
 		}
 	}
 	if op.spares {

@@ -20,7 +20,7 @@ import (
 )
 
 func (a *app) queueCmd() *cobra.Command {
-	return noun("queue", "the mail that waits or is being sent",
+	return noun("queue", "manage the mail that waits or is being sent",
 		a.queueListCmd(), a.queueShowCmd(), a.queueShapeCmd(), a.queueRetryCmd(), a.queueHoldCmd(), a.queueReleaseCmd(),
 		a.queueCancelCmd(), a.queueResolveCmd(), a.queueHoldsCmd(), a.queueLostCmd())
 }
@@ -64,7 +64,8 @@ func (a *app) queueListCmd() *cobra.Command {
 		Short: "list unfinished recipients, the oldest message first",
 		Long: `Lists each recipient that is not finished. States: waiting for the next attempt, sending
 (a node is working on it), held, and failed or delivered while the sender is still to be
-notified. docs/queue-states.md explains them.
+notified. Mail that waits for an upstream's breaker to close is due then, whatever its
+NEXT.
 
 With several filters, lists the recipients that match all of them. 'postern queue shape'
 summarizes a large queue.`,
@@ -74,7 +75,7 @@ summarizes a large queue.`,
 		Args: noArguments,
 	})
 	chosen = selectionOf(cmd.Flags())
-	cmd.Flags().StringVar(&after, "after", "", "begin after this message, or after recipient N of it: `ID[/N]`")
+	cmd.Flags().StringVar(&after, "after", "", "start after message or recipient `ID[/N]`")
 	return cmd
 }
 
@@ -149,7 +150,7 @@ func unknownMessage(id queue.ID, err error) error {
 	}
 	old := ""
 	if made := time.UnixMilli(int64(binary.BigEndian.Uint64(id[:8]) >> 16)); id.Version() == 7 && time.Since(made) > time.Hour {
-		old = "; its id was made on " + screen.LocalTime(made) + "; history is deleted after [queue] history"
+		old = "; its id was made on " + screen.LocalTime(made) + "; history is deleted after queue.history"
 	}
 	return fmt.Errorf("no message %s is in the queue or in its history%s", id, old)
 }

@@ -16,7 +16,7 @@ import (
 )
 
 func (a *app) replyCmd() *cobra.Command {
-	return noun("reply", "what the replies of a smarthost mean",
+	return noun("reply", "manage what the replies of a smarthost mean",
 		a.replyAddCmd(), a.replyListCmd(), a.replyRemoveCmd())
 }
 
@@ -75,13 +75,13 @@ func (a *app) replyAddCmd() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&row.Code, "code", "", "`code` of the reply: 554, 55x, 5xx or 4xx")
-	f.StringVar(&row.Enhanced, "enhanced", "", "enhanced `code`: 5.2.0, 5.7.x, x.5.3 or none")
-	f.StringVar(&row.Text, "text", "", "how the `text` begins")
+	f.StringVar(&row.Code, "code", "", "`CODE` of the reply: 554, 55x, 5xx or 4xx")
+	f.StringVar(&row.Enhanced, "enhanced", "", "enhanced `CODE`: 5.2.0, 5.7.x, x.5.3 or none")
+	f.StringVar(&row.Text, "text", "", "how the `TEXT` begins")
 	f.StringVar(&stage, "stage", "", "where it comes: "+upstream.Words(upstream.Stages()))
 	f.StringVar(&result, "result", string(upstream.Later), "later or never")
 	f.StringVar(&scope, "scope", "", "what is at fault: "+upstream.Words(upstream.Scopes()))
-	f.StringVar(&wait, "wait", "", "`time` until the next attempt (default: as the schedule has it)")
+	f.StringVar(&wait, "wait", "", "`TIME` until the next attempt (default: as the schedule has it)")
 	f.BoolVar(&first, "first", false, "before the rows that were added before")
 	for _, name := range []string{"code", "scope"} {
 		_ = cmd.MarkFlagRequired(name)

@@ -21,7 +21,7 @@ import (
 )
 
 func (a *app) routeCmd() *cobra.Command {
-	return noun("route", "the routes that mail takes",
+	return noun("route", "manage the routes that mail takes",
 		a.routeAddCmd(), a.routeListCmd(), a.routeMoveCmd(), a.routeRemoveCmd(), a.routeTestCmd())
 }
 
@@ -42,14 +42,14 @@ any combination of them; without any of the three it is the default route. The d
 those of the envelope addresses; *.example.com stands for all domains below example.com.
 
 The first route that matches a recipient decides. A new route comes after the existing
-ones, or before another one with --before; the default route is always the last. An
-attempt tries the ways in their order and skips one that is paused, may not send as the
-sender, has a password that cannot be opened, is left alone by all nodes (its breaker is
-open), or has spent its budget. From one that is down, or refuses for a reason of its
-own, the mail goes on to the next, but never after a final dot without a complete reply.
-Each way is an upstream, except that the last, or the only one, may be 'mx' for the mail
-servers of the recipient's domain. --replace atomically replaces the route for the same
-mail and keeps its place in the order.
+ones, or before another one with --before; the default route is always the last.
+
+A way is an upstream, or 'mx' for the mail servers of the recipient's domain, which must
+be the last or only one. An attempt tries the ways in order and skips one that is paused,
+that may not send as the sender, whose password cannot be decrypted, whose breaker is
+open, or that has spent its budget. If one is down, or refuses for a reason unrelated to
+the message, mail moves to the next, but never after a final dot without a complete
+reply. --replace atomically replaces the route for the same mail and keeps its place.
 
 Routes are looked up at every attempt, so a new one also applies to waiting mail: mail
 that waits for a route, or for a paused upstream, is due immediately; mail that another
@@ -87,10 +87,10 @@ that sooner).`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringSliceVar(&flags.rule.Via, "via", nil, "names of `upstreams` in their order; mx may come last, or alone")
-	f.StringVar(&flags.user, "user", "", "`name` of the user who sends")
-	f.StringVar(&flags.rule.SenderDomain, "sender-domain", "", "`domain` of the sender")
-	f.StringVar(&flags.rule.RecipientDomain, "recipient-domain", "", "`domain` of the recipient")
+	f.StringSliceVar(&flags.rule.Via, "via", nil, "`NAMES` of upstreams, in order; mx may come last, or alone")
+	f.StringVar(&flags.user, "user", "", "`NAME` of the user who sends")
+	f.StringVar(&flags.rule.SenderDomain, "sender-domain", "", "`DOMAIN` of the sender")
+	f.StringVar(&flags.rule.RecipientDomain, "recipient-domain", "", "`DOMAIN` of the recipient")
 	f.StringVar(&flags.before, "before", "", "try it before the route with this `ID`")
 	f.BoolVar(&replace, "replace", false, "take the place of the route for the same mail, if there is one")
 	f.BoolVar(&ifMissing, "if-missing", false, ifMissingUsage)

@@ -26,7 +26,7 @@ func TestRetryWaitingTwice(t *testing.T) {
 		values ('01890000-0000-7000-8000-000000000001', 1, 1, 'alice', 'example.com', 1, '', false, '', '', '', now(), '', '', '', '', 'a', 1)`)
 	exec(`insert into recipient (message_id, n, user_id, next_attempt_at, expires_at, tell, notify, domain_key, local, domain, orcpt_type, orcpt, waits_for, reply_code, reply_enhanced, reply_text)
 		values ('01890000-0000-7000-8000-000000000001', 0, 1, now() + interval '1 hour', now() + interval '5 days', 1, 0, 'example.net', 'bob', 'example.net', '', '',
-		'route', 451, '4.4.4', 'no route to this recipient is known now')`)
+		'route', 451, '4.4.4', 'no route is known for this recipient')`)
 	node := make(chan bool)
 	go func() { // with a table from before
 		defer close(node)

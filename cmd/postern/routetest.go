@@ -84,9 +84,9 @@ bounces. Without --user it is the relay's own mail, such as a notice.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&user, "user", "", "`name` of the user who sends")
-	f.StringVar(&from, "from", "", "`address` of the sender")
-	f.StringVar(&to, "to", "", "`address` of the recipient")
+	f.StringVar(&user, "user", "", "`NAME` of the user who sends")
+	f.StringVar(&from, "from", "", "`ADDRESS` of the sender")
+	f.StringVar(&to, "to", "", "`ADDRESS` of the recipient")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	_, _ = cmd.MarkFlagRequired("from"), cmd.MarkFlagRequired("to")
 	return cmd

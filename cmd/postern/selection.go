@@ -24,15 +24,15 @@ type selection struct {
 
 // selectionFlags are the filters, with what their help says.
 var selectionFlags = []struct{ name, help string }{
-	{"user", "only mail of this user, by `NAME`"},
-	{"credential", "only mail sent with this credential, by its `NUMBER`"},
-	{"sender", "only mail from this envelope `ADDRESS`; <> is the null sender"},
-	{"recipient", "only this recipient `ADDRESS`"},
-	{"domain", "only recipients of this `DOMAIN`"},
-	{"upstream", "only recipients last tried through this upstream, or waiting for it, by `NAME`, or mx"},
-	{"reply", "only recipients whose last reply begins with this `TEXT`"},
-	{"state", "only recipients in this `STATE`"},
-	{"older-than", "only mail accepted longer ago than this `TIME`, such as 90m, 4h or 5d"},
+	{"user", "only mail of user `NAME`"},
+	{"credential", "only mail sent with credential `ID`"},
+	{"sender", "only mail from envelope `ADDRESS`; <> is the null sender"},
+	{"recipient", "only recipient `ADDRESS`"},
+	{"domain", "only recipients in `DOMAIN`"},
+	{"upstream", "only recipients last tried through, or waiting for, the upstream `NAME` (or mx)"},
+	{"reply", "only recipients whose last reply begins with `TEXT`"},
+	{"state", "only recipients in `STATE`"},
+	{"older-than", "only mail accepted longer ago than `SPAN`, such as 90m, 4h or 5d"},
 }
 
 func selectionOf(flags *pflag.FlagSet) *selection {

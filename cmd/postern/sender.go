@@ -14,7 +14,7 @@ import (
 )
 
 func (a *app) senderCmd() *cobra.Command {
-	return noun("sender", "the addresses that a user may send as",
+	return noun("sender", "manage the addresses that a user may send as",
 		a.senderAllowCmd(),
 		a.senderChangeCmd("deny", "remove addresses that a user may send as", (*auth.Store).RemoveSender),
 		a.senderListCmd())

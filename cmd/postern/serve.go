@@ -26,12 +26,12 @@ func (a *app) serveCmd() *cobra.Command {
 		Use:   "serve",
 		Short: "run the relay",
 		Long: `Runs the relay until SIGTERM or SIGINT, then drains: sessions get 421, mail in
-progress is finished or handed back to the queue, and the process ends within drain_time
-(30 s). A second signal cuts that short. SIGHUP reads the configuration again.
+progress is finished or handed back to the queue, and the process ends within
+drain_time (30 s). A second signal cuts that short. SIGHUP reloads the configuration.
 
 --only submission accepts mail and leaves it to other nodes to deliver; --only delivery
-delivers and has no listeners. Several nodes, each with a name of its own, share one
-database.`,
+delivers and has no listeners. Several nodes, each with a name of its own, can share
+one database.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if only != "" && !slices.Contains(serveHalves, only) {
@@ -45,8 +45,8 @@ database.`,
 			return a.serve(cmd.Context(), only)
 		},
 	}
-	cmd.Flags().StringVar(&only, "only", "", "run one half: `submission` or delivery")
-	cmd.Flags().StringVar(&profile, "cpuprofile", "", "write a CPU profile to `file` until the end")
+	cmd.Flags().StringVar(&only, "only", "", "run only one `HALF`: submission or delivery")
+	cmd.Flags().StringVar(&profile, "cpuprofile", "", "write a CPU profile to `FILE` until the end")
 	_ = cmd.Flags().MarkHidden("cpuprofile")
 	return cmd
 }

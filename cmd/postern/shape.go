@@ -28,7 +28,7 @@ func (a *app) queueShapeCmd() *cobra.Command {
 			breakers, err := breaker.List(ctx, users.pool)
 			for _, s := range breakers {
 				if s.Open {
-					fmt.Fprintln(a.stdout, screen.Printable("upstream "+s.Upstream+" is "+explain.OpenText(&s)))
+					fmt.Fprintln(a.stdout, screen.Printable("upstream "+s.Upstream+": "+explain.OpenText(&s)))
 				}
 			}
 			if err != nil {
@@ -45,9 +45,9 @@ func (a *app) queueShapeCmd() *cobra.Command {
 		Short: "show for each destination how much waits, and for how long",
 		Long: `Shows the domains with the most unfinished recipients, and how many of them were
 accepted within 5 minutes, 15 minutes, an hour, 4 hours, a day, and earlier. The numbers
-of a destination in trouble grow on the right; a thief's mail goes to many domains, with
-numbers on the left. Then come the upstreams that all nodes leave alone, and those for
-whose budget mail waits.`,
+of a failing destination grow on the right; an attacker's mail goes to many domains, with
+numbers on the left. Then come the upstreams whose breaker is open, and those for whose
+budget mail waits.`,
 		Args: noArguments,
 	})
 }

@@ -25,8 +25,8 @@ func (a *app) traceCmd() *cobra.Command {
 		Short: "show the history of a message",
 		Long: `Shows when and from whom a message was accepted, by which rule, and how much of the
 sender's limits was used. It also shows every attempt with the reply of the server, the
-ways of its route that it left and why, and the recipients that are not finished.
-Finished mail can be traced for as long as [queue] history in the configuration says.
+upstreams it gave up on, and why, and the recipients that are not finished.
+Finished mail can be traced for as long as queue.history in the configuration says.
 
 ID is the queue id from the 250 reply or the Received field. A Message-ID field, or an
 envelope address of the sender or a recipient, may match several messages: they are

@@ -16,7 +16,7 @@ import (
 )
 
 func (a *app) transportCmd() *cobra.Command {
-	return noun("transport", "what the mail hosts of domains must prove: DANE, MTA-STS", a.transportShowCmd(), a.transportRefreshCmd(), a.transportOverrideCmd())
+	return noun("transport", "manage what mail hosts must prove: DANE, MTA-STS", a.transportShowCmd(), a.transportRefreshCmd(), a.transportOverrideCmd())
 }
 
 func (a *app) transportShowCmd() *cobra.Command {
@@ -24,11 +24,11 @@ func (a *app) transportShowCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show [DOMAIN]",
 		Short: "show what a domain's mail hosts must prove, and why",
-		Long: `Asks DNS for the mail hosts of a domain and shows what each must prove before it gets a
-message: by an override, by TLSA records (DANE), by the domain's MTA-STS policy, or nothing.
-A policy that is not kept yet, or that has another id now, is fetched and kept, as a delivery would
-do. No mail host is connected to. Without DOMAIN it lists the overrides and the MTA-STS policies
-that are kept, or cannot be fetched.`,
+		Long: `Asks DNS for the mail hosts of a domain and shows what each must prove, and what demands
+it: an override, TLSA records (DANE), MTA-STS, or nothing. A policy that is not cached
+yet, or whose id has changed, is fetched and cached, as by a delivery. It connects to no
+mail host. Without DOMAIN it lists the overrides, the cached policies, and those that
+could not be fetched.`,
 		Example: "  postern transport show example.com",
 		Args:    atMostOne("DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -83,9 +83,9 @@ func (a *app) transportRefreshCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "refresh DOMAIN",
 		Short: "fetch a domain's MTA-STS policy now",
-		Long: `Fetches the MTA-STS policy of a domain, though the one that is kept has not ended, and its id
-is the same; some domains change their policy without a new id. All nodes follow within ten
-seconds. If it cannot be fetched, the kept policy stays.`,
+		Long: `Fetches the MTA-STS policy of a domain, although the cached one has not expired and its
+id is the same; some domains change their policy without a new id. All nodes follow
+within ten seconds. If it cannot be fetched, the cached policy stays.`,
 		Args: one("DOMAIN", "a domain"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			domain, err := domainOf(args[0])
@@ -119,7 +119,7 @@ within ten seconds.
 
   --level opportunistic  TLS if it is offered, with any certificate, else in clear
   --level encrypted      TLS, with any certificate
-  --level verified       TLS, with a certificate for the host's name from a known authority`,
+  --level verified       TLS, with a certificate for the host's name from a trusted CA`,
 		Example: `  postern transport override example.com --level encrypted --for 2d --reason 'their certificate expired'
   postern transport override example.com --clear`,
 		Args: one("DOMAIN", "a domain"),

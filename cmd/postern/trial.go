@@ -63,9 +63,9 @@ not be sent.`,
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&from, "from", "", "also try this `sender`; with --to")
-	cmd.Flags().StringVar(&to, "to", "", "also try this `recipient`; with --from")
-	cmd.Flags().StringVar(&timeout, "timeout", "30s", "`time` that the whole test may take")
+	cmd.Flags().StringVar(&from, "from", "", "also try this `ADDRESS`; with --to")
+	cmd.Flags().StringVar(&to, "to", "", "also try this `ADDRESS`; with --from")
+	cmd.Flags().StringVar(&timeout, "timeout", "30s", "`TIME` that the whole test may take")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }

@@ -26,7 +26,7 @@ import (
 )
 
 func (a *app) upstreamCmd() *cobra.Command {
-	return noun("upstream", "the smarthosts that mail is forwarded to",
+	return noun("upstream", "manage the smarthosts that mail is forwarded to",
 		a.upstreamAddCmd(), a.upstreamSetCmd(), a.upstreamListCmd(), a.upstreamShowCmd(), a.upstreamPauseCmd(true), a.upstreamPauseCmd(false),
 		a.upstreamTestCmd(), a.upstreamClassifyCmd(), a.replyCmd(), a.upstreamLoginCmd(), a.upstreamRemoveCmd())
 }
@@ -39,39 +39,38 @@ func (a *app) upstreamAddCmd() *cobra.Command {
 		Short: "add a smarthost",
 		Long: `Adds a smarthost under a name that routes refer to.
 
---preset says which provider it is: its host, port, TLS mode and limits are used where no
-flag sets another, and its replies are known ('postern upstream reply list NAME').
+--preset names the provider: its host, port, TLS mode and limits are used where no flag
+sets another, and its replies are recognised ('postern upstream reply list NAME').
 
 --tls says how the connection is protected:
-  none           never
+  none           no TLS
   opportunistic  STARTTLS when it is offered, whatever the certificate
   require        STARTTLS with a verified certificate, or the mail waits
   implicit       TLS from the start with a verified certificate, or the mail waits
 
-The certificate must have the host's name, or --tls-name, from a known authority or
-one of --ca-file. With --tls-pin it must have one of the keys given, whoever certifies
-it and whatever its name and dates are.
+The certificate must be valid for the host's name, or --tls-name, and issued by a trusted
+CA or one in --ca-file. With --tls-pin it must have one of the keys given, whatever its
+issuer, name and validity.
 
---source is a local address of the sending nodes: mail waits at a node without it.
+--source is a local address of the sending nodes: mail waits on a node that lacks it.
 
---budget is the most that all nodes together send: messages and recipients in a window
-of s, m, h or d, which rolls unless a day begins at midnight in a zone
-(10000/d@Europe/Berlin), and sessions, which are connections. Mail over it takes the
-next way of its route, or waits for its turn; 'postern upstream show' shows what is
-used.
+--budget is the most that all nodes together send: messages and recipients in a window of
+s, m, h or d (a rolling window, or with @ZONE a calendar day: 10000/d@Europe/Berlin), and
+concurrent connections ('sessions'). Mail over it takes the next way of its route, or
+waits for its turn; 'postern upstream show' shows what is used.
 
 An account (--username with a password) needs require or implicit. Its
 password is sealed with the key in secret_key_file before it is stored. With
 --oauth it uses access tokens from Microsoft or Google instead of a password.
 
-Mail whose sender is not among --senders takes another way of its route. With
---rewrite-sender the address takes the place of the sender in the envelope and of the
-address in From, whose name stays. Replies still go to the author: Reply-To gets the
-former From unless there is one, and Sender is removed. Bounces from later servers go to
-the new address. The null sender of notices stays.
+Mail whose sender is not among --senders takes another way of its route. --rewrite-sender
+replaces the sender in the envelope and the address in From; the display name is kept.
+Reply-To is set to the original From unless the message has a Reply-To, and Sender is
+removed. Bounces from later servers go to the new address. The null sender is left
+unchanged.
 
 --in-doubt is the policy for mail that may have been delivered, because the connection
-broke before the smarthost confirmed it. A policy of the mail's user takes precedence:
+broke before the smarthost confirmed it. A policy set for the user takes precedence:
 ` + account.DoubtHelp[1:],
 		Example: `  postern upstream add out --host smtp.example.net:587 --tls require
   postern upstream add m365 --preset m365 --username relay@example.com --password-stdin <password.txt
@@ -150,7 +149,7 @@ func (a *app) upstreamSetCmd() *cobra.Command {
 		Short: "change a smarthost's settings",
 		Long: `Changes the settings whose flags are given, as 'postern upstream add' describes them;
 all nodes follow within two seconds, and mail that waits uses them at its next attempt.
-A smarthost that all nodes leave alone is then probed. 0 and '' stand for the default,
+A smarthost whose breaker is open is then probed. 0 and '' stand for the default,
 which is the preset's if it has one.
 
 A new --username also needs its password, or --oauth with the flags that go with it.`,
@@ -218,7 +217,7 @@ func (a *app) upstreamShowCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show NAME",
 		Short: "show a smarthost's settings, budget, and what its replies mean",
-		Long: `Shows the settings of a smarthost, and why all nodes leave it alone, if they do. For its
+		Long: `Shows the settings of a smarthost, and why its breaker is open, if it is. For its
 budget, shows what is used (with what nodes have leased), what is left, when more
 becomes available, and how many recipients wait for it. Then comes the table by which
 its replies are judged, as 'postern upstream reply list' shows it.`,
@@ -255,9 +254,9 @@ func (a *app) upstreamPauseCmd(pause bool) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "resume NAME",
 		Short: "send mail to a paused smarthost again, or try one that failed",
-		Long: `Ends a pause. The mail that waits for it is due immediately. A smarthost that all nodes
-leave alone is probed by a running server within seconds, and again soon if that fails;
-when a probe succeeds, its mail is sent.`,
+		Long: `Ends a pause. The mail that waits for it is due immediately. A smarthost whose breaker is
+open is probed by a running server within seconds, and again soon if that fails; when a
+probe succeeds, its mail is sent.`,
 		Args: one("name", "the upstream's name"),
 	}
 	if pause {
@@ -322,7 +321,7 @@ func (a *app) tellWithout(ctx context.Context, users *accounts, name string) err
 	return err
 }
 
-// probeOpen has an upstream that all nodes leave alone probed after a time, and says so.
+// probeOpen has an upstream whose breaker is open probed after a time, and says so.
 func (a *app) probeOpen(ctx context.Context, users *accounts, name string, after time.Duration) (open bool, err error) {
 	all, err := breaker.List(ctx, users.pool)
 	if err != nil || !all.Of(name).Open {
@@ -334,7 +333,7 @@ func (a *app) probeOpen(ctx context.Context, users *accounts, name string, after
 	if _, err := breaker.Hurry(ctx, users.pool, name); err != nil {
 		return true, err
 	}
-	fmt.Fprintf(a.stdout, "upstream %s is open: a running server probes it within seconds; 'postern upstream show %[1]s' has the result\n", name)
+	fmt.Fprintf(a.stdout, "the breaker of upstream %s is open: a running server probes it within seconds; 'postern upstream show %[1]s' has the result\n", name)
 	return true, nil
 }
 

@@ -20,7 +20,7 @@ import (
 )
 
 func (a *app) userCmd() *cobra.Command {
-	return noun("user", "the users who may send mail",
+	return noun("user", "manage the users who may send mail",
 		a.userAddCmd(), a.userSetCmd(), a.userListCmd(), a.userShowCmd(), a.userPasswdCmd(),
 		a.userDisableCmd(), a.userEnableCmd(), a.userRemoveCmd(), a.userImportCmd())
 }
@@ -185,7 +185,7 @@ func (a *app) userListCmd() *cobra.Command {
 		limit: 1000, of: "users",
 		next: func(list []account.User, _ int) string { return "--after " + list[len(list)-1].Name },
 	}.command(a, &cobra.Command{Use: "list", Short: "list users by name", Args: noArguments})
-	cmd.Flags().StringVar(&after, "after", "", "begin after this `name`")
+	cmd.Flags().StringVar(&after, "after", "", "start after `NAME`")
 	_ = cmd.RegisterFlagCompletionFunc("after", a.completer(usersLike, false))
 	return cmd
 }
@@ -415,7 +415,7 @@ func (a *app) userRemoveCmd() *cobra.Command {
 		Short: "remove a user permanently",
 		Long: `Removes a user with its credentials, sender patterns, limits and routes; its sessions
 end. The removed routes are listed: without them, the user's mail would take another
-route. The history of its mail stays for as long as [queue] history says.
+route. The history of its mail stays for as long as queue.history says.
 
 A user who still has mail in the queue is not removed, unless --cancel-mail deletes the
 waiting and held mail, without notifying the sender. Mail that a node is sending at that

@@ -34,7 +34,7 @@ var (
 // By is the maker of these holds, in place of an admin's name.
 const By = "anomaly"
 
-// Signs says which signs of a stolen account put a user on hold. A zero value turns
+// Signs says which signs of a compromised account put a user on hold. A zero value turns
 // its sign off. Each looks at the current and the last clock hour.
 type Signs struct {
 	MinRecipients    int     `json:"min_recipients"`               // no sign trips on fewer

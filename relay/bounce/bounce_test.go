@@ -568,7 +568,7 @@ func TestNoticeNamesTheFault(t *testing.T) {
 // name it and its address, and are for admins.
 func TestNoticeKeepsTheInsideToItself(t *testing.T) {
 	t.Parallel()
-	const waits = `waits for upstream out, left alone until 12:05:01 UTC after "451 4.4.1 upstream out at 127.0.0.1:1: connection refused"; b: upstream b is paused`
+	const waits = `waits for upstream out, not used until 12:05:01 UTC after "451 4.4.1 upstream out at 127.0.0.1:1: connection refused"; b: upstream b is paused`
 	ours := func(detail int, text string) smtp.Reply { return smtp.Temporary(451, 4, detail, text) }
 	late := ours(7, "Delivery time expired after 1m0s, last reply: 451 4.4.1 "+waits)
 	said := ours(7, "Delivery time expired after 1m0s, last reply: 452 4.2.2 full (said by 10.0.0.7)")

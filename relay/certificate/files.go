@@ -81,7 +81,7 @@ func (f *files) reload() error {
 	return f.refresh(true)
 }
 
-// refresh reads changed files. Files that do not work are left alone until they
+// refresh reads changed files. Files that do not work are not used until they
 // change or can be used: a certificate and its key are seldom replaced in one moment.
 func (f *files) refresh(unchanged bool) error {
 	at, err := f.stamp()

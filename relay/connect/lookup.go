@@ -41,7 +41,7 @@ func isNoLetter(r rune) bool {
 }
 
 func lookupTrouble(name string, err error) *Trouble {
-	text := "DNS gives no answer about " + name + " now"
+	text := "DNS does not answer for " + name
 	switch {
 	case errors.Is(err, resolver.ErrAliases):
 		text = "in DNS the " + resolver.ErrAliases.Error() + " for " + name

@@ -149,7 +149,7 @@ func TestMailHostsProveThemselves(t *testing.T) {
 			h.sts(transport.Enforce, "mx.signed.test")
 			h.dns.ServFail("_25._tcp.mx.signed.test", "TLSA")
 		}, "no answer that can be trusted", "451 4.4.3"},
-		{"addresses bogus", func(h *host) { h.dane("3"); h.dns.ServFail("mx.signed.test") }, "DNS gives no answer", "451 4.4.3"},
+		{"addresses bogus", func(h *host) { h.dane("3"); h.dns.ServFail("mx.signed.test") }, "DNS does not answer", "451 4.4.3"},
 		{"a resolver that does not validate", func(h *host) { h.dane("3"); h.shows("other.test"); h.dns.Blind() }, "unverified none other.test", ""},
 		{"enforce", func(h *host) { h.sts(transport.Enforce, "*.signed.test") }, "verified mta-sts mx.signed.test", ""},
 		{"enforce, another name", func(h *host) { h.sts(transport.Enforce, "mx.signed.test"); h.shows("other.test") }, "for another name; TLS is required by the domain's MTA-STS policy", "451 4.7.5"},

@@ -144,7 +144,7 @@ func TestBreakerForAllNodes(t *testing.T) {
 	conns := s.server.Conns()
 	o := b.send(t, 2, "r@one.test")
 	if !o.NotAnAttempt || o.WaitsFor != "upstream sink" || o.Scope != "host" || o.RetryIn < openWait || o.RetryIn > 2*openWait ||
-		!strings.Contains(o.Reply.Text, "left alone until") || !strings.Contains(o.Reply.Text, `after "554 5.7.1 not you"`) {
+		!strings.Contains(o.Reply.Text, "not used until") || !strings.Contains(o.Reply.Text, `after "554 5.7.1 not you"`) {
 		t.Errorf("%+v", o)
 	}
 	if s.server.Conns() != conns || b.Stats().Upstream.Suspended != 1 {
@@ -429,7 +429,7 @@ func TestBreakerNextWay(t *testing.T) {
 	n.await(t, true)
 	conns := s.server.Conns()
 	o := n.send(t, 2, "r@one.test")
-	if o.Result != queue.Delivered || o.Upstream != "second" || o.Left == nil || !strings.Contains((*o.Left)[0].Reply, "waits for upstream sink, left alone until") {
+	if o.Result != queue.Delivered || o.Upstream != "second" || o.Left == nil || !strings.Contains((*o.Left)[0].Reply, "waits for upstream sink, not used until") {
 		t.Errorf("%+v", o)
 	}
 	if s.server.Conns() != conns {

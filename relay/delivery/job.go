@@ -286,7 +286,7 @@ func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error)
 		o.Reply, o.WaitsFor = smtp.Temporary(451, 4, 4, "no route for this sender: upstream "+other.Upstream+" may not send as this sender"), queue.Route
 		o.Scope, o.RetryIn, o.Upstream = string(upstream.ScopeSender), routeWait, other.Upstream
 	default:
-		o.Reply, o.WaitsFor, o.RetryIn = smtp.Temporary(451, 4, 4, "no route to this recipient is known now"), queue.Route, routeWait
+		o.Reply, o.WaitsFor, o.RetryIn = smtp.Temporary(451, 4, 4, "no route is known for this recipient"), queue.Route, routeWait
 	}
 	if none, is := errors.AsType[*noWayError](err); is && none.left != nil {
 		o.Left = none.left

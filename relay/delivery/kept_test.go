@@ -310,7 +310,7 @@ func TestR2NothingWasTried(t *testing.T) {
 		defer stop(t, e)
 		for n, want := range []queue.Outcome{
 			{Reply: smtp.Temporary(451, 4, 1, "upstream sink"), WaitsFor: "upstream sink"},
-			{Reply: smtp.Temporary(451, 4, 1, "waits for upstream sink, left alone until 00:00:30 UTC after \"451 4.4.1 upstream sink"), WaitsFor: "upstream sink", NotAnAttempt: true},
+			{Reply: smtp.Temporary(451, 4, 1, "waits for upstream sink, not used until 00:00:30 UTC after \"451 4.4.1 upstream sink"), WaitsFor: "upstream sink", NotAnAttempt: true},
 		} {
 			d := message(t, "a@one.test")
 			d.Message.AcceptedAt = time.Now().Add(-time.Hour)

@@ -17,7 +17,7 @@ type trouble struct {
 	connect.Trouble
 	ofUser bool // conversations that carried one user's messages broke off, and no others
 
-	breaker *breaker.State // all nodes leave the upstream alone, which is all that is known here; else nil
+	breaker *breaker.State // it is open, which is all that is known here; else nil
 }
 
 // asTrouble is t in a delivery's hands; nil stays nil.
@@ -73,7 +73,7 @@ func (t *trouble) waiting(d *destination, j *job, rcpt *queue.Recipient, until t
 	if t.breaker != nil {
 		why, wait = t.breaker.Reply, openWait+rand.N(openWait)
 	}
-	text := "waits for " + d.key + ", left alone until " + until.UTC().Format(time.TimeOnly) + " UTC after " + smtp.Excerpt(why)
+	text := "waits for " + d.key + ", not used until " + until.UTC().Format(time.TimeOnly) + " UTC after " + smtp.Excerpt(why)
 	scope, _ := t.about(j.replies)
 	o.Reply, o.NotAnAttempt, o.Scope, o.RetryIn = smtp.Temporary(451, 4, 1, text), true, string(scope), max(until.Sub(o.At), wait)
 	if !t.ofUser {

@@ -289,7 +289,7 @@ func TestAllSuspended(t *testing.T) {
 			if got := n.dialled(); got != dials || o.Result != queue.Deferred || o.NotAnAttempt != (i == 1) || leftOf(o) != "b" {
 				t.Errorf("%+v, dialled %q, left %s", o, got, leftOf(o))
 			}
-			if o.NotAnAttempt && strings.Count(o.Reply.Text, "; b: 451 4.4.1 waits for upstream b, left alone until ") != 1 {
+			if o.NotAnAttempt && strings.Count(o.Reply.Text, "; b: 451 4.4.1 waits for upstream b, not used until ") != 1 {
 				t.Errorf("%q does not speak once of the second way", o.Reply.Text)
 			}
 		}

@@ -95,7 +95,7 @@ func (h *holds) look(ctx context.Context) error {
 
 // catchUp applies young holds again, for longer than an outcome can be under way: a row that
 // went back to waiting while its hold was being made is held afterwards, on every node,
-// whether anybody looks for stolen accounts or not.
+// whether anybody looks for compromised accounts or not.
 func (h *holds) catchUp(ctx context.Context) error {
 	if len(h.young) == 0 {
 		return nil

@@ -90,7 +90,7 @@ func (r *Resolver) Lapsed(ctx context.Context, since time.Time) (lapsed bool) {
 func (r *Resolver) Watch(ctx context.Context) {
 	for _, server := range r.Servers() {
 		if !r.trusts(server) {
-			r.cfg.Log.Info("this name server is not believed about DNSSEC, so DANE is off", "server", server)
+			r.cfg.Log.Info("this name server is not trusted for DNSSEC, so DANE is off", "server", server)
 		}
 	}
 	for ctx.Err() == nil {

@@ -19,9 +19,9 @@ var acmeKinds = []kind{
 	{"acme.waiting", health.Warning, "No node has ordered the certificate yet; clients get a self-signed one.", "start the server, and read its log"},
 	{"acme.file", health.Failed, "A file that [acme] names cannot be used, so the server does not start.",
 		"correct the path, let the server's user read it, and chmod 600 a key"},
-	{"acme.port", health.Failed, "The server cannot listen where the authority validates.",
+	{"acme.port", health.Failed, "The server cannot listen where the CA validates.",
 		"stop the other program, or set another address in [acme] and forward the port to it"},
-	{"acme.no-address", health.Failed, "A name has no address, so the authority cannot validate it.",
+	{"acme.no-address", health.Failed, "A name has no address, so the CA cannot validate it.",
 		"add A and AAAA records, or use challenge = \"dns-01\""},
 }
 

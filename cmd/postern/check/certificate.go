@@ -27,9 +27,9 @@ var certificateKinds = []kind{
 	{"tls.name", health.Warning, "No certificate has the hostname, so clients that use it refuse them.",
 		"get a certificate with the hostname, or have clients use a name that it has"},
 	{"tls.chain", health.Failed, "Intermediate certificates are missing, so many clients cannot verify the certificate.",
-		"append the authority's intermediate certificates to the file (often fullchain.pem)"},
-	{"tls.private", health.Warning, "This machine does not trust the certificate's authority.",
-		"have every client trust your own authority, or get a public certificate"},
+		"append the CA's intermediate certificates to the file (often fullchain.pem)"},
+	{"tls.private", health.Warning, "This machine does not trust the certificate's CA.",
+		"have every client trust your own CA, or get a public certificate"},
 	{"tls.usage", health.Failed, "The certificate is not for servers.", "get one with the extended key usage serverAuth"},
 	{"tls.weak", health.Warning, "The certificate's key or signature is weak, and clients are starting to refuse it.",
 		"get one with ECDSA P-256, RSA 2048 or better, signed with SHA-256"},
@@ -131,7 +131,7 @@ func (c *checkup) certificateTrust(r *report, f certificateFiles, chain []*x509.
 	case len(chain) == 1 && len(leaf.IssuingCertificateURL) > 0 && leaf.Issuer.String() != leaf.Subject.String():
 		r.add("tls.chain", "certificate", "%s: the certificate of %s is missing", f.certificate, leaf.Issuer)
 	case selfSigned(leaf):
-		r.add("tls.private", "certificate", "%s is self-signed: no authority vouches for it", f.certificate)
+		r.add("tls.private", "certificate", "%s is self-signed: no CA vouches for it", f.certificate)
 	default:
 		r.add("tls.private", "certificate", "%s: %v", f.certificate, err)
 	}

@@ -18,7 +18,7 @@ var dnsKinds = []kind{
 	{"dns.dnssec", health.OK, "", ""},
 	{"dns.dnssec-off", health.Warning, "A name server does not validate DNSSEC, so DANE is off.",
 		"run one that does on this machine (unbound), or name it in servers of [dns]"},
-	{"dns.dnssec-untrusted", health.Info, "Name servers elsewhere are not believed about DNSSEC, so DANE is off.",
+	{"dns.dnssec-untrusted", health.Info, "Name servers elsewhere are not trusted for DNSSEC, so DANE is off.",
 		"run one that validates on this machine (unbound); or set trusted in [dns] if nobody can change what they answer"},
 	{"dns.hostname", health.OK, "", ""},
 	{"dns.hostname-none", health.Failed, "The hostname is not in DNS; servers refuse mail from such an EHLO name.",

@@ -270,6 +270,7 @@ func adminFaults() []fault {
 		{"admin.idle", "nothing answers", func(t *testing.T, p *patient) { p.c.cfg.Admin.Address = closedPort(t) }},
 		{"admin.idle", "nothing answers", func(_ *testing.T, p *patient) { p.c.cfg.Admin.Address = "unix:" + filepath.Join(p.dir, "admin.sock") }},
 		{"admin.unready", ": epoch: no lease; wait", answeringReady(503, `{"ready":false,"checks":[{"name":"spool","state":"ok"},{"name":"epoch","state":"failed","detail":"no lease","advice":"wait"}]}`)},
+		{"admin.unready", ": epoch, schema: no connection; wait | spool: full", answeringReady(503, `{"ready":false,"checks":[{"name":"epoch","state":"failed","detail":"no connection","advice":"wait"},{"name":"spool","state":"failed","detail":"full"},{"name":"schema","state":"failed","detail":"no connection","advice":"wait"}]}`)},
 		{"admin.foreign", "200", answeringReady(200, "ok")},
 		{"admin.foreign", "404", answeringReady(404, "not found")},
 		{"admin.foreign", "503", answeringReady(503, "Bad gateway")},

@@ -13,7 +13,7 @@ import (
 var mxKinds = []kind{
 	{"mx.ok", health.OK, "", ""},
 	{"mx.null", health.Failed, "The domain takes no mail or does not exist.", "ask the recipients for another address"},
-	{"mx.lookup", health.Failed, "DNS gives no answer about the domain, so mail to it waits.", "check this machine's resolver, then the domain's name servers"},
+	{"mx.lookup", health.Failed, "DNS does not answer for the domain, so mail to it waits.", "check this machine's resolver, then the domain's name servers"},
 	{"mx.address", health.Failed, "The MX records name no host, or one without a public address: mail does not go there.",
 		"tell the domain's postmaster; your own network is reached by an upstream only"},
 	{"mx.unreachable", health.Warning, "A mail host of the domain cannot be reached.",

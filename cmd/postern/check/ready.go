@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -62,21 +63,25 @@ type readiness struct {
 	Checks []struct{ Name, State, Detail, Advice string }
 }
 
-// failed is what keeps the server from being ready. With a token it tells names only.
+// failed is what keeps the server from being ready; checks that say the same are named together.
+// With a token it tells names only.
 func (r *readiness) failed() string {
-	var list []string
+	var details, list []string
 	for _, c := range r.Checks {
 		if c.State != string(health.Failed) {
 			continue
 		}
-		text := c.Name
-		if c.Detail != "" {
-			text += ": " + c.Detail
+		detail := strings.Trim(c.Detail+"; "+c.Advice, "; ")
+		if i := slices.Index(details, detail); i >= 0 {
+			list[i] += ", " + c.Name
+			continue
 		}
-		if c.Advice != "" {
-			text += "; " + c.Advice
+		details, list = append(details, detail), append(list, c.Name)
+	}
+	for i, detail := range details {
+		if detail != "" {
+			list[i] += ": " + detail
 		}
-		list = append(list, text)
 	}
 	return screen.OneLine(strings.Join(list, " | "))
 }

@@ -39,7 +39,7 @@ var upstreamKinds = []kind{
 	{"upstream.refuses", health.Failed, "The upstream refuses to talk to this server, or cannot be understood.",
 		"ask its operator; it may not know this address"},
 	{"upstream.self", health.Failed, "The upstream is this server itself, so mail would loop.", "correct its --host, or remove the route to it"},
-	{"upstream.open", health.Failed, "All nodes leave the upstream alone, so its mail waits or takes another way.",
+	{"upstream.open", health.Failed, "The upstream's breaker is open: no node uses it, so its mail waits or takes another way.",
 		"correct what its reply names, at the provider or with 'postern upstream set'; then 'postern upstream resume' has it probed"},
 	{"upstream.clear", health.Warning, "Mail goes to the upstream without verified TLS, so others on the way may read or intercept it; on loopback that is ok.",
 		"set --tls require or implicit with 'postern upstream set'"},
@@ -210,7 +210,7 @@ func (c *checkup) lookAtUpstreams(ctx context.Context, r *report) {
 	}
 	for i := range v.breakers {
 		if b := &v.breakers[i]; b.Open {
-			r.add("upstream.open", "upstream "+b.Upstream, "open since %s, by node %s: %s; next probe at %s",
+			r.add("upstream.open", "upstream "+b.Upstream, "breaker open since %s, by node %s: %s; next probe at %s",
 				screen.LocalTime(b.Since), b.Node, b.Why(), screen.LocalTime(b.NextProbe))
 		}
 	}

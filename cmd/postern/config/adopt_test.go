@@ -40,7 +40,7 @@ func TestReloadableKeysAreDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, table, _ := strings.Cut(string(text), "| key | takes effect |")
+	_, table, _ := strings.Cut(string(text), "| setting | takes effect |")
 	table, _, _ = strings.Cut(table, "\n\n")
 	var listed []string
 	for _, row := range regexp.MustCompile("(?m)^\\| (`.+`) \\| .+ \\|$").FindAllStringSubmatch(table, -1) {

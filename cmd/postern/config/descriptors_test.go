@@ -54,7 +54,7 @@ func TestNodeConnections(t *testing.T) {
 	}
 	c := Defaults()
 	all := c.NodeConnections()
-	want := fmt.Sprintf("A node takes up to %d connections and those of `[database] max_connections`, %d with the defaults, and three more with `[acme]`",
+	want := fmt.Sprintf("A node takes up to %d connections and those of `database.max_connections`, %d with the defaults, and three more with `[acme]`",
 		all-c.Database.MaxConnections, all)
 	if !strings.Contains(strings.Join(strings.Fields(string(page)), " "), want) {
 		t.Errorf("docs/postgres.md does not say: %s", want)

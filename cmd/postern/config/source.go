@@ -22,7 +22,7 @@ var defaultConfigPaths = []string{"postern.toml", "/etc/postern/postern.toml"}
 // Source says where a process has its configuration from: a file, the environment and flags.
 type Source struct {
 	Path        string // of the file; "": the first default that exists
-	DatabaseURL string // wins over the environment, and that over the file
+	DatabaseURL string // overrides the environment, and that the file
 	Env         map[string]string
 }
 

@@ -25,7 +25,7 @@ type wayView struct {
 	SentAs  string `json:"sent_as,omitempty"` // the mailbox in the sender's place
 	Trouble string `json:"trouble,omitempty"` // why it is left out now
 
-	Breaker *breaker.State `json:"breaker,omitempty"` // while all nodes leave it alone
+	Breaker *breaker.State `json:"breaker,omitempty"` // while it is open
 	Budget  string         `json:"budget,omitempty"`  // what is left of it
 	Spent   bool           `json:"spent,omitempty"`   // nothing is, so mail takes the next way or waits
 }
@@ -59,7 +59,7 @@ func (w wayView) state() string {
 
 // OpenText says since when and why an upstream's breaker is open, and when it is probed.
 func OpenText(s *breaker.State) string {
-	return fmt.Sprintf("open since %s (%s); next probe: %s", screen.LocalTime(s.Since), s.Why(), NextProbe(s))
+	return fmt.Sprintf("breaker open since %s (%s); next probe: %s", screen.LocalTime(s.Since), s.Why(), NextProbe(s))
 }
 
 // NextProbe is when the upstream of an open breaker is probed.

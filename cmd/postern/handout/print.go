@@ -30,17 +30,17 @@ func (s *Settings) Print(out io.Writer) error {
 func (p *Profiles) Flags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&p.Apple, "mobileconfig", "", "write a profile for Apple's clients to `FILE`")
-	f.StringVar(&p.Mozilla, "autoconfig", "", "write a configuration for Mozilla's clients to `FILE`")
-	f.StringVar(&p.IMAP, "imap", "", "`HOST[:PORT]` of the incoming server, for these files")
+	f.StringVar(&p.Mozilla, "autoconfig", "", "write a configuration for Thunderbird to `FILE`")
+	f.StringVar(&p.IMAP, "imap", "", "incoming server to put in the files, as `HOST[:PORT]`")
 	f.BoolVar(&p.Force, "force", false, "overwrite existing files")
 }
 
 // ProfilesHelp says what these flags do.
-const ProfilesHelp = `--mobileconfig writes a configuration profile for iPhone and Mac, --autoconfig one in
-Thunderbird's autoconfig format. Neither contains a password; existing files are not
-overwritten without --force. Both describe an account that also fetches mail: name its
-IMAP server with --imap (TLS on port 993). Without --imap, Apple's file names this
-server instead, and Mozilla's has no incoming server.`
+const ProfilesHelp = `--mobileconfig writes a configuration profile for iPhone and Mac, --autoconfig the same in
+Thunderbird's format. Neither contains a password; existing files are not overwritten
+without --force. Both describe an account that also fetches mail: name its IMAP server
+with --imap (TLS on port 993). Without --imap, Apple's file names this server instead,
+and Thunderbird's has no incoming server.`
 
 // Put puts the files that were made into their places, and says so. Errors: of writing them.
 func (p *Profiles) Put(say io.Writer, made Pending) error {
@@ -54,7 +54,7 @@ func (p *Profiles) Put(say io.Writer, made Pending) error {
 		fmt.Fprintln(say, "warning: Apple's profile must have an incoming server: it names this server, which has no mail to fetch; name yours with --imap")
 	}
 	if p.Mozilla != "" && p.IMAP == "" {
-		fmt.Fprintln(say, "warning: Mozilla's file has no incoming server, and a client may refuse it; name yours with --imap")
+		fmt.Fprintln(say, "warning: Thunderbird's file has no incoming server, and a client may refuse it; name yours with --imap")
 	}
 	return nil
 }

@@ -142,7 +142,7 @@ var authReadings = []admin.Reading[auth.Stats]{
 	{Name: "postern_hash_total", Help: "Password hashes computed.", Counter: true, Value: of(func(s auth.Stats) int64 { return s.Hashes })},
 	{Name: "postern_hash_wait_seconds_total", Help: "Seconds that password hashes have waited for permits, all together.", Counter: true,
 		Value: func(s auth.Stats) float64 { return s.Waited.Seconds() }},
-	{Name: "postern_hash_busy_total", Help: "Password hashes that got no permit in time; their logins were answered 454.", Counter: true,
+	{Name: "postern_hash_busy_total", Help: "Password hashes that got no permit in time; their logins got 454.", Counter: true,
 		Value: of(func(s auth.Stats) int64 { return s.Busy })},
 	{Name: "postern_secrets_compared_total", Help: "Generated secrets that were compared, which take no permit.", Counter: true,
 		Value: of(func(s auth.Stats) int64 { return s.Secrets })},
@@ -186,8 +186,8 @@ var windowReadings = []admin.Reading[delivery.Window]{
 }
 
 var loadReadings = []admin.Reading[delivery.Load]{
-	{Name: "postern_destinations", Help: "Destinations with work, or remembered for their trouble, by class.", Value: of(func(l delivery.Load) int { return l.Destinations })},
-	{Name: "postern_destinations_suspended", Help: "Destinations that are left alone for now after trouble, by class.", Value: of(func(l delivery.Load) int { return l.Suspended })},
+	{Name: "postern_destinations", Help: "Destinations with work, or remembered for their failures, by class.", Value: of(func(l delivery.Load) int { return l.Destinations })},
+	{Name: "postern_destinations_suspended", Help: "Destinations that are not used for now after failures, by class.", Value: of(func(l delivery.Load) int { return l.Suspended })},
 	{Name: "postern_delivery_waiting", Help: "Messages that wait for a connection to their destination, by class.", Value: of(func(l delivery.Load) int { return l.Waiting })},
 	{Name: "postern_delivery_connections", Help: "Connections to destinations, open or being made, by class.", Value: of(func(l delivery.Load) int { return l.Connections })},
 }

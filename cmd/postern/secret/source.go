@@ -24,7 +24,7 @@ func (s *Source) Flags(cmd *cobra.Command, name string) {
 	s.flag = name
 	what := strings.ReplaceAll(name, "-", " ")
 	cmd.Flags().BoolVar(&s.stdin, name+"-stdin", false, "read the "+what+" from standard input")
-	cmd.Flags().StringVar(&s.file, name+"-file", "", "read the "+what+" from the first line of `file`, such as a container secret")
+	cmd.Flags().StringVar(&s.file, name+"-file", "", "read the "+what+" from the first line of `FILE`, such as a container secret")
 	cmd.MarkFlagsMutuallyExclusive(name+"-stdin", name+"-file")
 }
 

@@ -30,7 +30,7 @@ func (u *Upstream) State() string {
 	case u.PausedAt != nil:
 		return "paused since " + screen.LocalTime(*u.PausedAt)
 	case u.Breaker.Open:
-		return u.Breaker.Phase + " since " + screen.LocalTime(u.Breaker.Since)
+		return "breaker " + u.Breaker.Phase + " since " + screen.LocalTime(u.Breaker.Since)
 	}
 	return "active"
 }

@@ -30,7 +30,7 @@ func TestUsageText(t *testing.T) {
 // on a narrow terminal too.
 func TestWholeReply(t *testing.T) {
 	t.Parallel()
-	reply := `451 4.4.1 waits for upstream out, left alone until 12:05:01 UTC after "535 5.7.8 the password is wrong"; b: upstream b is paused`
+	reply := `451 4.4.1 waits for upstream out, not used until 12:05:01 UTC after "535 5.7.8 the password is wrong"; b: upstream b is paused`
 	e := Entry{Entry: desk.Entry{State: desk.StateWaiting, LastReply: reply}}
 	var b strings.Builder
 	s := Story{History: &desk.History{Live: []desk.Entry{e.Entry}}}

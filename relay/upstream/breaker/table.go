@@ -34,7 +34,7 @@ const (
 	mostReply = 300              // octets that are kept of a reply
 )
 
-// Cause is why an upstream is left alone.
+// Cause is why an upstream's breaker is open.
 type Cause struct {
 	Stage  upstream.Stage `json:"stage,omitempty"` // where in the conversation
 	Scope  upstream.Scope `json:"scope,omitempty"` // what is at fault
