@@ -104,8 +104,9 @@ type Domain struct {
 	Unsure   bool      // STS is nil, and there may be one that cannot be had now
 }
 
-// Domain finds what holds for a domain, and gets its MTA-STS policy if there is a new one. The
-// error is this side's trouble: without the database nobody knows what the domain demands.
+// Domain finds what holds for a domain, and gets its MTA-STS policy if there is a new one; one that is
+// kept holds if that cannot be tried now. The error is this side's trouble: without the database nobody
+// knows what the domain demands.
 func (f *Finder) Domain(ctx context.Context, name string) (Domain, error) {
 	r, err := f.read(ctx, name)
 	if err != nil {
@@ -119,7 +120,11 @@ func (f *Finder) Domain(ctx context.Context, name string) (Domain, error) {
 		return Domain{}, ctx.Err()
 	}
 	if published && (r.policy(time.Now()) == nil || r.id != id) && (r.wait <= time.Since(r.at) || r.tried != id) {
-		if r, err = f.refresh(ctx, name, id, false); err != nil {
+		fresh, err := f.refresh(ctx, name, id, false)
+		switch {
+		case err == nil:
+			r = fresh
+		case ctx.Err() != nil || r.policy(time.Now()) == nil:
 			return Domain{}, err
 		}
 	}

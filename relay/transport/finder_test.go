@@ -641,6 +641,10 @@ func TestDatabaseAway(t *testing.T) {
 	if d, err := node.Domain(t.Context(), "one.test"); err != nil || d.STS == nil || d.STS.Mode != Enforce {
 		t.Errorf("%+v, %v", d, err)
 	}
+	w.publish("one.test", "2", text(Testing, 604800, "mx.one.test"))
+	if d, err := node.Domain(t.Context(), "one.test"); err != nil || d.STS == nil || d.STS.Mode != Enforce {
+		t.Errorf("with a new id: %+v, %v", d, err)
+	}
 	node.mu.Lock()
 	r.override, r.lifts = &Override{Domain: "one.test"}, time.Second // it has ended
 	node.kept["one.test"] = r
