@@ -25,6 +25,7 @@ const (
 	pollEvery  = 200 * time.Millisecond
 	waitTime   = leaseTime + fetchTime // for a policy, though a node has died while it fetched
 	renewEvery = time.Minute
+	maxDue     = 10_000 // domains, of which the first are renewed at a time
 	pruneEvery = time.Hour
 )
 
@@ -334,12 +335,12 @@ func (f *Finder) Run(ctx context.Context) {
 // renew gets the policies that are due. One whose TXT record is gone is not withdrawn by that
 // (RFC 8461 section 3.1): it is asked for by the id that it had.
 func (f *Finder) renew(ctx context.Context) error {
-	domains, err := f.table.due(ctx, maxFetches)
+	domains, err := f.table.due(ctx, maxDue)
 	if err != nil {
 		return err
 	}
 	var all panics.Group
-	for _, domain := range domains {
+	for _, domain := range fair(domains) {
 		all.Go(func() {
 			r, err := f.table.read(ctx, domain)
 			if err != nil {
@@ -354,6 +355,19 @@ func (f *Finder) renew(ctx context.Context) error {
 	}
 	all.Wait()
 	return ctx.Err()
+}
+
+// fair are the first of a list of domains whose policies can be fetched at the same time: others do not
+// wait for an organisation whose hosts all hang.
+func fair(domains []string) (list []string) {
+	of := map[string]int{}
+	for _, domain := range domains {
+		organisation := dkim.Organisation(domain)
+		if of[organisation]++; of[organisation] <= maxOfOne && len(list) < maxFetches {
+			list = append(list, domain)
+		}
+	}
+	return list
 }
 
 // Host gives the policy of one mail host of a domain. mxSecure says that the domain's MX records, or
