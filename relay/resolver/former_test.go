@@ -1,8 +1,11 @@
 package resolver
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
 	"os"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -94,5 +97,37 @@ func TestAnswerOnItsWay(t *testing.T) {
 		if a, err := r.Lookup(t.Context(), "one.test", dns.TypeA); err != nil || !a.Secure {
 			t.Errorf("the next one: %+v, %v", a, err)
 		}
+	})
+}
+
+// The log names a server that is not believed when it takes the place of another, once.
+func TestWatchFollowsServers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r, _ := asking(t, "nameserver 127.0.0.53\n", "", "")
+		r.cfg.Exchange = signedBy(nil)
+		var log bytes.Buffer
+		r.cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { r.Watch(ctx); close(ended) }()
+		for _, step := range []struct {
+			server string
+			want   int
+		}{{"127.0.0.53", 0}, {"192.0.2.53", 1}, {"192.0.2.53", 1}, {"127.0.0.53", 1}, {"192.0.2.53", 2}} {
+			if err := os.WriteFile(r.system.path, []byte("nameserver "+step.server+"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chtimes(r.system.path, time.Time{}, time.Now()); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(2 * faultTime)
+			synctest.Wait()
+			if n := strings.Count(log.String(), "192.0.2.53:53"); n != step.want {
+				t.Errorf("%s: the log names it %d times, want %d:\n%s", step.server, n, step.want, log.String())
+			}
+		}
+		cancel()
+		<-ended
 	})
 }

@@ -89,20 +89,21 @@ func (r *Resolver) Lapsed(ctx context.Context, since time.Time) (lapsed bool) {
 	return lapsed || r.mended.After(since)
 }
 
-// Watch renews the proofs until ctx ends, so that the log names a server that no longer validates
-// before mail needs it.
+// Watch renews the proofs until ctx ends, so that the log names a server that no longer validates, or
+// another in its place that is not believed, before mail needs it.
 func (r *Resolver) Watch(ctx context.Context) {
-	for _, server := range r.Servers() {
-		if !r.trusts(server) {
-			r.cfg.Log.Info("this name server is not believed about DNSSEC, so DANE is off", "server", server)
-		}
-	}
+	var told []string
 	for ctx.Err() == nil {
-		for _, server := range r.Servers() {
-			if v, err := r.Validation(ctx, server); v == Unproved && ctx.Err() == nil {
+		servers := r.Servers()
+		for _, server := range servers {
+			switch v, err := r.Validation(ctx, server); {
+			case v == Unproved && ctx.Err() == nil:
 				r.cfg.Log.Warn("the name server does not say whether it validates DNSSEC", "server", server, "error", err)
+			case v == Untrusted && !slices.Contains(told, server):
+				r.cfg.Log.Info("this name server is not believed about DNSSEC, so DANE is off", "server", server)
 			}
 		}
+		told = servers
 		select {
 		case <-ctx.Done():
 		case <-time.After(faultTime):
