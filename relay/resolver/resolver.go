@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -60,10 +61,11 @@ type Resolver struct {
 	direct bool // one server is asked about its own zones
 
 	mu      sync.Mutex
+	of      []string // the servers that cache and flights are of
 	cache   *cache
 	flights map[question]*flight
 	proofs  map[string]*proof
-	mended  time.Time     // when a server last began to validate that had not
+	mended  time.Time     // when a server last began to validate that had not, or others took their place
 	proving chan struct{} // one at a time is asked for a proof
 	stats   Stats
 }
@@ -162,8 +164,10 @@ var landed = func() chan struct{} { c := make(chan struct{}); close(c); return c
 // begin takes an answer of the cache, or asks. The same question meanwhile gets the same flight.
 // Each flight that was begun is to be awaited.
 func (r *Resolver) begin(ctx context.Context, q question) *flight {
+	servers := r.Servers()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.follow(servers)
 	if kept, ok := r.cache.get(q, time.Now()); ok {
 		r.stats.Kept++
 		return &flight{question: q, landed: landed, found: kept}
@@ -179,6 +183,20 @@ func (r *Resolver) begin(ctx context.Context, q question) *flight {
 	return f
 }
 
+// follow has nothing in memory but the answers of these servers. mu is held.
+func (r *Resolver) follow(servers []string) {
+	if r.of != nil && !slices.Equal(r.of, servers) {
+		r.forget()
+	}
+	r.of = servers
+}
+
+// forget drops the answers in memory and, so that they are not kept, those on their way: what is not
+// Secure of them may be so now. mu is held.
+func (r *Resolver) forget() {
+	r.mended, r.cache, r.flights = time.Now(), newCache(), make(map[question]*flight)
+}
+
 func (r *Resolver) fly(ctx context.Context, f *flight) {
 	defer f.cancel()
 	began := time.Now()
@@ -189,11 +207,11 @@ func (r *Resolver) fly(ctx context.Context, f *flight) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.stats.count(f, time.Since(began))
-	if f.err == nil && !r.direct {
-		r.cache.put(f.question, f.found, time.Now())
-	}
 	if r.flights[f.question] == f {
 		delete(r.flights, f.question)
+		if f.err == nil && !r.direct {
+			r.cache.put(f.question, f.found, time.Now())
+		}
 	}
 	close(f.landed)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/miekg/dns"
@@ -52,9 +53,10 @@ var (
 const Bogus = "dnssec-failed.org."
 
 // believes reports whether the AD bit of a server counts. It does while each of Servers, which all
-// are asked, is one to be trusted. The error is temporary: a proof is due and could not be had.
+// are asked, is one to be trusted, and so is that one if it was among them before. The error is
+// temporary: a proof is due and could not be had.
 func (r *Resolver) believes(ctx context.Context, server string) (bool, error) {
-	for _, other := range r.Servers() {
+	for _, other := range append(slices.Clone(r.Servers()), server) {
 		if !r.trusts(other) {
 			return false, nil
 		}
@@ -69,11 +71,12 @@ func (r *Resolver) believes(ctx context.Context, server string) (bool, error) {
 // trusts reports a server whose answers nobody can change on the way.
 func (r *Resolver) trusts(server string) bool { return r.cfg.Trusted || isNear(server) }
 
-// Lapsed reports that a server does not validate, or did not since a time, or may not, though all are
-// trusted: an answer since then that is not Secure may be so for that alone. It does not rely on a
+// Lapsed reports that a server does not validate, or did not since a time, or may not, or that there
+// were others since, though all are trusted: an answer since then that is not Secure may be so for that alone. It does not rely on a
 // proof of more than a minute ago.
 func (r *Resolver) Lapsed(ctx context.Context, since time.Time) (lapsed bool) {
-	for _, server := range r.Servers() {
+	servers := r.Servers()
+	for _, server := range servers {
 		if !r.trusts(server) {
 			return false
 		}
@@ -82,23 +85,25 @@ func (r *Resolver) Lapsed(ctx context.Context, since time.Time) (lapsed bool) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.follow(servers)
 	return lapsed || r.mended.After(since)
 }
 
-// Watch renews the proofs until ctx ends, so that the log names a server that no longer validates
-// before mail needs it.
+// Watch renews the proofs until ctx ends, so that the log names a server that no longer validates, or
+// another in its place that is not believed, before mail needs it.
 func (r *Resolver) Watch(ctx context.Context) {
-	for _, server := range r.Servers() {
-		if !r.trusts(server) {
-			r.cfg.Log.Info("this name server is not trusted for DNSSEC, so DANE is off", "server", server)
-		}
-	}
+	var told []string
 	for ctx.Err() == nil {
-		for _, server := range r.Servers() {
-			if v, err := r.Validation(ctx, server); v == Unproved && ctx.Err() == nil {
+		servers := r.Servers()
+		for _, server := range servers {
+			switch v, err := r.Validation(ctx, server); {
+			case v == Unproved && ctx.Err() == nil:
 				r.cfg.Log.Warn("the name server does not say whether it validates DNSSEC", "server", server, "error", err)
+			case v == Untrusted && !slices.Contains(told, server):
+				r.cfg.Log.Info("this name server is not trusted for DNSSEC, so DANE is off", "server", server)
 			}
 		}
+		told = servers
 		select {
 		case <-ctx.Done():
 		case <-time.After(faultTime):
@@ -139,7 +144,7 @@ func (r *Resolver) prove(ctx context.Context, server string, within time.Duratio
 	known := r.proofs[server]
 	r.proofs[server] = next
 	if known != nil && known.fault != nil && fault == nil {
-		r.mended, r.cache = time.Now(), newCache() // what it did not validate would not be Secure until it ends
+		r.forget() // what it did not validate would not be Secure until it ends
 	}
 	if known != nil && (known.fault == nil) == (fault == nil) && time.Since(known.logged) < proofTime {
 		next.logged = known.logged

@@ -25,6 +25,7 @@ const (
 	pollEvery  = 200 * time.Millisecond
 	waitTime   = leaseTime + fetchTime // for a policy, though a node has died while it fetched
 	renewEvery = time.Minute
+	maxDue     = 10_000 // domains, of which the first are renewed at a time
 	pruneEvery = time.Hour
 )
 
@@ -104,8 +105,9 @@ type Domain struct {
 	Unsure   bool      // STS is nil, and there may be one that cannot be had now
 }
 
-// Domain finds what holds for a domain, and gets its MTA-STS policy if there is a new one. The
-// error is this side's trouble: without the database nobody knows what the domain demands.
+// Domain finds what holds for a domain, and gets its MTA-STS policy if there is a new one; one that is
+// kept holds if that cannot be tried now. The error is this side's trouble: without the database nobody
+// knows what the domain demands.
 func (f *Finder) Domain(ctx context.Context, name string) (Domain, error) {
 	r, err := f.read(ctx, name)
 	if err != nil {
@@ -119,7 +121,11 @@ func (f *Finder) Domain(ctx context.Context, name string) (Domain, error) {
 		return Domain{}, ctx.Err()
 	}
 	if published && (r.policy(time.Now()) == nil || r.id != id) && (r.wait <= time.Since(r.at) || r.tried != id) {
-		if r, err = f.refresh(ctx, name, id, false); err != nil {
+		fresh, err := f.refresh(ctx, name, id, false)
+		switch {
+		case err == nil:
+			r = fresh
+		case ctx.Err() != nil || r.policy(time.Now()) == nil:
 			return Domain{}, err
 		}
 	}
@@ -329,12 +335,12 @@ func (f *Finder) Run(ctx context.Context) {
 // renew gets the policies that are due. One whose TXT record is gone is not withdrawn by that
 // (RFC 8461 section 3.1): it is asked for by the id that it had.
 func (f *Finder) renew(ctx context.Context) error {
-	domains, err := f.table.due(ctx, maxFetches)
+	domains, err := f.table.due(ctx, maxDue)
 	if err != nil {
 		return err
 	}
 	var all panics.Group
-	for _, domain := range domains {
+	for _, domain := range fair(domains) {
 		all.Go(func() {
 			r, err := f.table.read(ctx, domain)
 			if err != nil {
@@ -349,6 +355,19 @@ func (f *Finder) renew(ctx context.Context) error {
 	}
 	all.Wait()
 	return ctx.Err()
+}
+
+// fair are the first of a list of domains whose policies can be fetched at the same time: others do not
+// wait for an organisation whose hosts all hang.
+func fair(domains []string) (list []string) {
+	of := map[string]int{}
+	for _, domain := range domains {
+		organisation := dkim.Organisation(domain)
+		if of[organisation]++; of[organisation] <= maxOfOne && len(list) < maxFetches {
+			list = append(list, domain)
+		}
+	}
+	return list
 }
 
 // Host gives the policy of one mail host of a domain. mxSecure says that the domain's MX records, or

@@ -558,6 +558,28 @@ func TestRenewal(t *testing.T) {
 	}
 }
 
+// An organisation with many policies that cannot be renewed does not keep others from it.
+func TestRenewalIsFair(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	node := w.node("a")
+	w.publish("one.test", "1", text(Enforce, 604800, "mx.one.test"))
+	w.mode(node, "one.test")
+	w.exec(`update sts_policy set due_at = clock_timestamp()`)
+	w.exec(`insert into sts_policy (domain, mode, fetched_at, expires_at, due_at)
+		select 'n' || n || '.evil.test', 'enforce', t, t + interval '1 day', t - interval '1 hour' from generate_series(1, $1) n, clock_timestamp() t`, 2*maxFetches)
+	if err := node.renew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var tried int
+	if err := w.db.Pool.QueryRow(t.Context(), `select count(*) from sts_policy where last_error <> ''`).Scan(&tried); err != nil {
+		t.Fatal(err)
+	}
+	if n := w.fetches("one.test"); n != 2 || tried != maxOfOne {
+		t.Errorf("%d fetches of the other's policy, and %d tries", n, tried)
+	}
+}
+
 // An override is followed in place of all else, until it ends.
 func TestOverride(t *testing.T) {
 	t.Parallel()
@@ -640,6 +662,10 @@ func TestDatabaseAway(t *testing.T) {
 	node.mu.Unlock()
 	if d, err := node.Domain(t.Context(), "one.test"); err != nil || d.STS == nil || d.STS.Mode != Enforce {
 		t.Errorf("%+v, %v", d, err)
+	}
+	w.publish("one.test", "2", text(Testing, 604800, "mx.one.test"))
+	if d, err := node.Domain(t.Context(), "one.test"); err != nil || d.STS == nil || d.STS.Mode != Enforce {
+		t.Errorf("with a new id: %+v, %v", d, err)
 	}
 	node.mu.Lock()
 	r.override, r.lifts = &Override{Domain: "one.test"}, time.Second // it has ended
