@@ -107,8 +107,12 @@ func Unknown(domain string) error {
 	return refusal.NotFound("there is no DKIM key for %s; 'postern dkim add %[1]s' makes one", domain)
 }
 
-// Add makes keys for a domain that has none of these algorithms. Errors: refusal.ErrExists.
+// Add makes keys for a domain that has none of these algorithms. Errors: refusal.ErrExists,
+// refusal.ErrInvalid.
 func (a *Admin) Add(ctx context.Context, domain string, algorithms []dkim.Algorithm, everyDays int) ([]Key, error) {
+	if dkim.Registry(domain) {
+		return nil, refusal.Invalid("%s is a public suffix, below which others have their domains: name the domain of the senders", domain)
+	}
 	return a.act(ctx, "dkim add", domain, func(ctx context.Context, d *deed) error {
 		for _, alg := range algorithms {
 			if of(d.keys, alg, Pending) != nil || of(d.keys, alg, Active) != nil {

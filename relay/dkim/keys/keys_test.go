@@ -474,6 +474,8 @@ func TestActs(t *testing.T) {
 	if domains != 0 {
 		t.Errorf("%d domains are left", domains)
 	}
+	_, err = s.admin.Add(ctx, "co.uk", []dkim.Algorithm{dkim.RSA}, 0)
+	refused(t, err, refusal.ErrInvalid, "co.uk is a public suffix")
 	var ages int
 	must(t, s.db.Pool.QueryRow(ctx, `select count(*) from audit where detail ? 'every_days'`).Scan(&ages))
 	if ages != 0 {
