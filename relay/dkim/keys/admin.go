@@ -131,7 +131,11 @@ func (a *Admin) Add(ctx context.Context, domain string, algorithms []dkim.Algori
 
 // make makes a pending key.
 func (d *deed) make(ctx context.Context, s *seal.Sealer, alg dkim.Algorithm) error {
-	m, err := newKey(s, d.domain, alg, d.now, d.keys)
+	taken, err := used(ctx, d.Tx, d.domain, d.keys)
+	if err != nil {
+		return err
+	}
+	m, err := newKey(s, d.domain, alg, d.now, taken)
 	if err != nil {
 		return err
 	}

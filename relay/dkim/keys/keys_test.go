@@ -474,6 +474,11 @@ func TestActs(t *testing.T) {
 	if domains != 0 {
 		t.Errorf("%d domains are left", domains)
 	}
+	for _, k := range s.add("shop.test", dkim.RSA, dkim.Ed25519) {
+		if want := both[0].CreatedAt.UTC().Format("p20060102-") + string(k.Algorithm) + "-3"; k.Selector != want {
+			t.Errorf("after two selectors of the day that were removed there is %s, want %s", k.Selector, want)
+		}
+	}
 	_, err = s.admin.Add(ctx, "co.uk", []dkim.Algorithm{dkim.RSA}, 0)
 	refused(t, err, refusal.ErrInvalid, "co.uk is a public suffix")
 	var ages int
@@ -483,7 +488,7 @@ func TestActs(t *testing.T) {
 	}
 	var deeds []string
 	must(t, s.db.Pool.QueryRow(ctx, `select array_agg(action || ' ' || object order by id) from audit`).Scan(&deeds))
-	if want := []string{"dkim add shop.test", "dkim retire shop.test", "dkim add shop.test", "dkim rotate shop.test", "dkim retire shop.test", "dkim remove shop.test"}; !slices.Equal(deeds, want) {
+	if want := []string{"dkim add shop.test", "dkim retire shop.test", "dkim add shop.test", "dkim rotate shop.test", "dkim retire shop.test", "dkim remove shop.test", "dkim add shop.test"}; !slices.Equal(deeds, want) {
 		t.Errorf("audit %q, want %q", deeds, want)
 	}
 }
