@@ -75,7 +75,7 @@ func (c *checkup) senderDomain(ctx context.Context, r *report, v *mailView, doma
 	if mail.Upstream {
 		r.add("spf.upstream", subject, "%s", spfRecord(ctx, to, domain))
 	} else {
-		mail.Signatures = dkim.Mode(c.cfg.Delivery.DKIM).Of(v.signs(domain))
+		mail.Signatures = receiver.Signatures(v.dkim, domain, dkim.Mode(c.cfg.Delivery.DKIM))
 	}
 	for _, f := range to.Judge(ctx, mail) {
 		switch f.Check {

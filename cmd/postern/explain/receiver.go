@@ -11,7 +11,6 @@ import (
 
 	"postern/cmd/postern/receiver"
 	"postern/cmd/postern/screen"
-	"postern/relay/dkim"
 	"postern/relay/dkim/keys"
 	"postern/relay/route"
 )
@@ -50,7 +49,7 @@ func (e *Message) received(ctx context.Context, r Relay, q Question, ways []rout
 		} else {
 			m.Addrs, _ = r.Receiver.Addresses(ctx) // without an answer they are not known
 		}
-		m.Signatures = mode.Of(dkim.Find(keys.SignersOf(list), m.Author))
+		m.Signatures = receiver.Signatures(list, m.Author, mode)
 		if m.Upstream && len(m.Signatures) == 0 {
 			continue // what a receiver goes by is the upstream's
 		}
