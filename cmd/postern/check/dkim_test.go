@@ -51,8 +51,8 @@ func dkimFaults() []fault {
 		{"dkim.ok", "it signs (ed25519)", nothing},
 		{"dkim.ok", "it is published, and will sign", func(_ *testing.T, p *patient) { p.view.dkim[0].State = keys.Pending }},
 		{"dkim.ok", "its record is there", func(_ *testing.T, p *patient) { p.view.dkim[0].State = keys.Retiring }},
-		{"dkim.none", "no key, and its mail by mx is to be signed", func(_ *testing.T, p *patient) { p.view.dkim = nil }},
-		{"dkim.none", "no key, and its mail by out is to be signed", func(_ *testing.T, p *patient) {
+		{"dkim.none", "no key that signs, and its mail by mx is to be signed", func(_ *testing.T, p *patient) { p.view.dkim = nil }},
+		{"dkim.none", "no key that signs, and its mail by out is to be signed", func(_ *testing.T, p *patient) {
 			p.view.dkim = nil
 			p.upstream(upstream.Account{DKIM: dkim.OnlyRSA})
 		}},
@@ -86,7 +86,7 @@ func TestCheckCountsSignaturesForDMARC(t *testing.T) {
 	p := newPatient(t)
 	signed(t, p)
 	p.dns.Set("example.com.", `TXT "v=spf1 -all"`, "MX 10 mx.example.com.", "NS ns1.example.com.")
-	wantFinding(t, p.look(t.Context(), "spf"), "dmarc.ok", "by DKIM (ed25519); policy none")
+	wantFinding(t, p.look(t.Context(), "spf"), "dmarc.ok", "by DKIM (ed25519); its policy is none")
 	p = p.again()
 	signed(t, p)
 	p.dns.Set("example.com.", `TXT "v=spf1 -all"`, "MX 10 mx.example.com.", "NS ns1.example.com.")

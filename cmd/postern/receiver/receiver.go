@@ -48,6 +48,7 @@ type Finding struct {
 	Result  string `json:"result"`            // pass, none, or why not: by SPF as RFC 7208 has it; else fail, or temperror without an answer
 	Aligned bool   `json:"aligned,omitempty"` // SPF and DKIM: it counts for DMARC
 	Why     string `json:"why,omitempty"`
+	Cause   string `json:"-"`                 // SPF: Why without the domain
 	Publish string `json:"publish,omitempty"` // the record that helps, as a line of a zone file
 	Record  string `json:"-"`                 // DMARC: the domain's, "" if there is none
 }
@@ -143,7 +144,8 @@ func (r Receiver) spf(ctx context.Context, m Mail, strict bool, dmarc *reasons) 
 		result, err := r.checkSPF(ctx, domain, addr)
 		f := Finding{Check: "SPF", Of: addr.String(), Result: string(result), Aligned: near, Why: domain}
 		if result != spf.Pass {
-			f.Why, f.Aligned, bad = fmt.Sprintf("%s: %v", domain, err), false, result
+			f.Cause, f.Aligned, bad = Cause(err), false, result
+			f.Why = domain + ": " + f.Cause
 			if result != spf.TempError {
 				f.Publish = r.allowing(ctx, domain, m.Addrs)
 			}
@@ -178,13 +180,13 @@ func dmarc(m Mail, p policy, err error, why reasons) Finding {
 	}
 	switch {
 	case err != nil:
-		f.Result, f.Why = TempError, err.Error()
+		f.Result, f.Why = TempError, Cause(err)
 	case p.record == "":
 		said := map[string]string{Pass: "it would pass ", Fail: "it would fail: "}[f.Result]
 		f.Result, f.Why = None, "no record at _dmarc."+m.Author+"; "+said+f.Why
 		f.Publish = keys.ZoneLine("_dmarc."+m.Author, "v=DMARC1; p=none; rua=mailto:postmaster@"+m.Author)
 	default:
-		f.Why += "; policy " + p.wants
+		f.Why += "; its policy is " + p.wants
 	}
 	return f
 }
