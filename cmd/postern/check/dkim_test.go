@@ -60,7 +60,7 @@ func dkimFaults() []fault {
 		{"dkim.none", "no key", func(_ *testing.T, p *patient) { p.view.dkim[0].Domain = "mail.example.com" }},
 		{"dkim.pending", "ns1.example.com: no record", dkimState(keys.Pending)},
 		{"dkim.record", "ns1.example.com: no record", dkimState(keys.Active)},
-		{"dkim.record", "p= is another key's", func(_ *testing.T, p *patient) { p.view.dkim[0].Public = []byte("another half") }},
+		{"dkim.record", "the record has another key", func(_ *testing.T, p *patient) { p.view.dkim[0].Public = []byte("another half") }},
 		{"dkim.unknown", "ns1.example.com does not answer", func(_ *testing.T, p *patient) {
 			p.dkimServer(func(z *dnstest.Zones) { z.ServFail("s1._domainkey.example.com", "TXT") })
 		}},

@@ -130,6 +130,7 @@ func agree(answers map[string]answer) (alias string) {
 // judge is what the answers of all servers come to.
 func judge(answers map[string]answer) look {
 	have, lack, mute := 0, 0, 0
+	reasons := map[string]bool{}
 	var wrong []string
 	for _, server := range slices.Sorted(maps.Keys(answers)) {
 		switch a := answers[server]; {
@@ -140,10 +141,15 @@ func judge(answers map[string]answer) look {
 			wrong = append(wrong, fmt.Sprintf("%s has an alias (CNAME) that others lack", server))
 		case a.none != nil:
 			lack++
+			reasons[a.none.Error()] = true
 			wrong = append(wrong, fmt.Sprintf("%s: %v", server, a.none))
 		default:
 			have++
 		}
+	}
+	if lack > 1 && lack == len(answers) && len(reasons) == 1 {
+		_, why, _ := strings.Cut(wrong[0], ": ")
+		wrong = []string{"all name servers: " + why}
 	}
 	for i, w := range wrong { // it may quote the server
 		wrong[i] = maillog.Clean(w)
