@@ -47,7 +47,7 @@ func TestDKIMPage(t *testing.T) {
 		}
 	}
 	g.mayFail[explain] = "the user has no credential"
-	says(explain, "by mx:", "RECEIVER", "DMARC")
+	says(explain, "by mx:", "CHECK", "DMARC")
 	g.mayFail["postern dkim list"] = "DNS knows nothing of the domain"
 	says("postern dkim list", "shop.example", "-ed25519", "active", "k=rsa")
 	says("postern dkim rotate shop.example", "is pending", "-2._domainkey.shop.example. IN TXT")
