@@ -64,9 +64,9 @@ func (a *app) dkimAddCmd() *cobra.Command {
 		Use:   "add DOMAIN",
 		Short: "make the first keys of a domain, and print the records to publish",
 		Long: `Makes keys for a sender domain, and prints the records to publish in its DNS. Until all
-authoritative servers of the domain have returned a record twice, its key is pending and
-signs nothing; then running nodes sign with it, without a further command. Mail is sent
-unsigned meanwhile.
+authoritative name servers of the domain have returned a record twice, its key is pending
+and signs nothing; then running nodes sign with it, without a further command. Mail is
+sent unsigned meanwhile.
 
 Mail is signed when the domain of its From field is DOMAIN or a subdomain. Without
 --algorithm there are two keys, and two signatures: all receivers verify rsa, and some
@@ -116,7 +116,7 @@ func (a *app) dkimListCmd() *cobra.Command {
 				}
 			}
 			list, err := keys.List(ctx, users.pool, domain)
-			return screen.Each(list, trust.KeyOf), err
+			return trust.KeysOf(list), err
 		},
 	}.command(a, &cobra.Command{
 		Use:   "list [DOMAIN]",
@@ -146,7 +146,7 @@ with it, as the nodes saw it last.`,
 		case len(list) == 0:
 			return keys.Unknown(domain)
 		}
-		shown := screen.Each(list, trust.KeyOf)
+		shown := trust.KeysOf(list)
 		if asJSON {
 			return screen.JSON(a.stdout, shown)
 		}
@@ -171,8 +171,8 @@ func (a *app) dkimRotateCmd() *cobra.Command {
 		Short: "make the next keys of a domain, or set the age at which nodes do",
 		Long: `Makes a new key for each that signs, and prints the records to publish. Once a record is
 published, its key signs, and the former one is retiring: its record has to stay until
-'postern dkim list' says that it may be removed.
-Running it again before that makes no further key.
+'postern dkim list' says that it may be removed. Running it again before that makes no
+further key.
 
 With --every it makes none now, but sets the age at which keys are rotated, 0 for never.`,
 		Example: `  postern dkim rotate shop.example

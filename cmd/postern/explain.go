@@ -29,12 +29,13 @@ func (a *app) explainCmd() *cobra.Command {
 		Short: "show whether a message would be accepted, why, and where it would go",
 		Long: `Shows how the server would treat a message if it came now: whether the user may log in
 and send as that address, what is left of each limit, whether the message would be held,
-its route, what the mail hosts of the recipients' domains must prove before they get it, and
-what a receiver would find: SPF, DKIM, DMARC and the name of this server's address, each
-aligned or not with the author's domain and why, with the record that helps. DNS is asked
-for that, and MTA-STS policies are fetched and kept as a delivery would do. Nothing is sent
-and nothing is counted. The exit status is 0 when the message would be accepted and 1 when
-it would not.
+its route, what the mail hosts of the recipients' domains must prove before they get it,
+and what a receiver would find: SPF, DKIM, DMARC and the name of this server's address,
+each aligned or not with the author's domain and why, with the record that helps. DNS is
+asked for that, and MTA-STS policies are fetched and cached as by a delivery. Nothing is
+sent and nothing is counted.
+
+The exit status is 0 when the message would be accepted and 1 when it would not.
 
 The header's From field is --from unless --header-from names another address;
 --resent-from asks about redirected mail. '<>' is the null sender of bounces. With

@@ -148,7 +148,7 @@ func TestDemoOnce(t *testing.T) {
 		_, trace, _ := strings.Cut(out, "Its trace ")
 		if !regexp.MustCompile(`(?m)^MESSAGE +`+m[1]+`$`).MatchString(trace) ||
 			!regexp.MustCompile(`(?m)  bob@example\.net +delivered +capture .* 250 2\.0\.0 captured$`).MatchString(trace) ||
-			!strings.Contains(trace, "Nothing is left to be done.") {
+			!strings.Contains(trace, "Nothing is waiting.") {
 			t.Errorf("no trace of a delivered message:\n%s", out)
 		}
 		if strings.Contains(out, "Settings for") {

@@ -148,7 +148,7 @@ func TestH2DemoInAPreparedFolder(t *testing.T) {
 	s := &site{dir: dir, config: filepath.Join(dir, "none.toml"), env: []string{"POSTERN_DATABASE_URL=", "POSTERN_SECRET_KEY_FILE="}}
 	out := s.must(t, "", "demo", "--once")
 	made := regexp.MustCompile(`The demo's files are in (/var/tmp/postern-demo-\d+) until it ends: .*: it belongs to user 54321`).FindStringSubmatch(out)
-	if made == nil || !strings.Contains(out, "Nothing is left to be done.") {
+	if made == nil || !strings.Contains(out, "Nothing is waiting.") {
 		t.Fatalf("the demo says:\n%s", out)
 	}
 	if _, err := os.Lstat(made[1]); !errors.Is(err, os.ErrNotExist) {

@@ -27,8 +27,10 @@ func (a *app) transportShowCmd() *cobra.Command {
 		Long: `Asks DNS for the mail hosts of a domain and shows what each must prove, and what demands
 it: an override, TLSA records (DANE), MTA-STS, or nothing. A policy that is not cached
 yet, or whose id has changed, is fetched and cached, as by a delivery. It connects to no
-mail host. Without DOMAIN it lists the overrides, the cached policies, and those that
-could not be fetched.`,
+mail host.
+
+Without DOMAIN it lists the overrides, the cached policies, and those that could not be
+fetched.`,
 		Example: "  postern transport show example.com",
 		Args:    atMostOne("DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -135,6 +137,9 @@ within ten seconds.
 				return err
 			}
 			if clear {
+				if cmd.Flags().Changed("for") || cmd.Flags().Changed("reason") {
+					return usagef("--clear ends the override now: omit --for and --reason")
+				}
 				return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
 					if err := transport.ClearOverride(ctx, users.pool, users.actor, domain); err != nil {
 						return err
@@ -142,6 +147,9 @@ within ten seconds.
 					_, err := fmt.Fprintf(a.stdout, "cleared the override of %s\n", domain)
 					return err
 				})
+			}
+			if reason == "" {
+				return usagef("--level needs --reason TEXT")
 			}
 			o := transport.Override{Domain: domain, Reason: reason}
 			if o.Level, err = transport.ParseLevel(level); err != nil {
@@ -163,10 +171,9 @@ within ten seconds.
 	f := cmd.Flags()
 	f.StringVar(&level, "level", "", "`LEVEL` to demand: "+strings.Join(transport.Levels(), ", "))
 	f.StringVar(&reason, "reason", "", "`TEXT` for the audit and for colleagues")
-	f.StringVar(&span, "for", "7d", "`SPAN` that it lasts, up to 366d")
+	f.StringVar(&span, "for", "7d", "how long it lasts: a `SPAN` up to 366d")
 	f.BoolVar(&clear, "clear", false, "end the override")
 	cmd.MarkFlagsOneRequired("level", "clear")
 	cmd.MarkFlagsMutuallyExclusive("level", "clear")
-	cmd.MarkFlagsRequiredTogether("level", "reason")
 	return cmd
 }

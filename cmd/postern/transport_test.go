@@ -149,7 +149,7 @@ func TestTransportPage(t *testing.T) {
 		t.Errorf("audit:\n%s", audit)
 	}
 	for _, wrong := range []string{"show a b", "show [127.0.0.1]", "refresh", "override example.net", "override example.net --level strict --reason x",
-		"override example.net --level verified", "override example.net --level verified --reason x --clear", "override example.net --level verified --reason x --for 1000d"} {
+		"override example.net --level verified", "override example.net --clear --for 2d", "override example.net --level verified --reason 'a\nb'", "override example.net --level verified --reason x --clear", "override example.net --level verified --reason x --for 1000d"} {
 		if out, err := s.command(t, "postern transport "+wrong).CombinedOutput(); err == nil {
 			t.Errorf("%s: %s", wrong, out)
 		}

@@ -72,13 +72,18 @@ type Demand struct {
 	MXSecure bool // that it is a host of the domain was validated
 	Policy   transport.Policy
 	Err      error
+	// Permanent says that mail for the domain fails and does not wait: it does not exist, or takes none.
+	Permanent bool
 }
 
 // Demands finds what the mail hosts of a domain must prove, in the order of their preference. It
 // connects to none of them.
 func (p *Prober) Demands(ctx context.Context, domain string) ([]Demand, error) {
 	all, t := p.d.walkTo(ctx, domain, nil)
-	if t != nil {
+	switch {
+	case t != nil && t.Permanent:
+		return []Demand{{Err: errors.New(t.Reply.Text), Permanent: true}}, nil
+	case t != nil:
 		return nil, errors.New(t.Reply.Text)
 	}
 	var list []Demand
@@ -87,7 +92,7 @@ func (p *Prober) Demands(ctx context.Context, domain string) ([]Demand, error) {
 		t := one.lookUp(ctx)
 		d := Demand{Host: x.host, MXSecure: x.secure, Policy: one.policy}
 		if t != nil {
-			d.Err = errors.New(t.Reply.Text)
+			d.Err, d.Permanent = errors.New(t.Reply.Text), t.Permanent
 		}
 		list = append(list, d)
 	}

@@ -59,6 +59,8 @@ func SetOverride(ctx context.Context, db pg.DB, actor string, o Override, span t
 		return o, refusal.Invalid("the level of an override is not %s", level)
 	case o.Reason == "":
 		return o, refusal.Invalid("an override needs a reason")
+	case strings.ContainsAny(o.Reason, "\r\n"):
+		return o, refusal.Invalid("the reason of an override is one line")
 	case span < time.Minute || span > MaxOverride:
 		return o, refusal.Invalid("an override lasts between a minute and 366 days")
 	}

@@ -90,7 +90,7 @@ func (p *Policy) Match(state tls.ConnectionState) error {
 
 // Demands says in words what a host must prove.
 func (p Policy) Demands() string {
-	words := [...]string{"TLS if it is offered", "TLS, with any certificate", "TLS, with a certificate for its name from a known authority", "TLS, with a certificate of its TLSA records: "}
+	words := [...]string{"TLS if it is offered, else in clear", "TLS, with any certificate", "TLS, with a certificate for its name from a known authority", "TLS, with a certificate of its TLSA records: "}
 	text := words[p.Level]
 	for i, r := range p.records {
 		if i > 0 {

@@ -55,7 +55,7 @@ func (c *checkup) lookAtCertificates(ctx context.Context, r *report) {
 	case len(c.cfg.Listeners) == 0:
 		return
 	case c.cfg.TLS.SelfSigned:
-		r.add("tls.self-signed", "certificate", "made at each start")
+		r.add("tls.self-signed", "certificate", "self-signed: another one is made at each start")
 		return
 	case len(files) == 0 && !c.cfg.ACME.On():
 		r.add("tls.none", "certificate", "the configuration names none")

@@ -14,6 +14,7 @@ import (
 	"postern/admin/health"
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/database"
+	"postern/relay/connect"
 	"postern/relay/resolver"
 	"postern/relay/smtp"
 )
@@ -37,11 +38,13 @@ type checkup struct {
 	found  bool  // there is a configuration file
 	bad    error // it cannot be used, so nothing else is looked at
 
-	now    func() time.Time
-	dns    *resolver.Resolver
-	roots  *x509.CertPool // of certificates; nil: the system's
-	limit  time.Duration  // of the whole check
-	bounds bounds
+	now   func() time.Time
+	dns   *resolver.Resolver
+	roots *x509.CertPool // of certificates; nil: the system's
+	// policies say what mail hosts have to prove; nil: as the database has it
+	policies connect.Policies
+	limit    time.Duration // of the whole check
+	bounds   bounds
 
 	database   future[string] // its URL
 	mail       future[*mailView]

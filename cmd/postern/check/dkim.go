@@ -20,6 +20,8 @@ var dkimKinds = []kind{
 		"publish the record that 'postern dkim show DOMAIN' prints"},
 	{"dkim.record", health.Failed, "The record of a DKIM key that signs is not as it has to be, so its signatures are not valid.",
 		"publish the record that 'postern dkim show DOMAIN' prints, at all name servers of the domain"},
+	{"dkim.unknown", health.Warning, "Name servers did not answer about the record of a DKIM key; a key that signs goes on.",
+		"check the domain's name servers"},
 	{"dkim.left", health.Warning, "The record of a DKIM key that signed until lately is not there: mail on its way does not verify.",
 		"publish it again, and leave it until 'postern dkim list' says that it may be removed"},
 	{"dkim.overdue", health.Warning, "A DKIM key has got older than it should, since the next one is not published.",
@@ -30,9 +32,6 @@ var dkimKinds = []kind{
 
 // mostKeys is how many DKIM keys are looked at.
 const mostKeys = 100
-
-// signs says which of the keys sign mail of a domain.
-func (v *mailView) signs(domain string) []dkim.Key { return dkim.Find(keys.SignersOf(v.dkim), domain) }
 
 // begun are the keys that sign mail of a domain, or are to.
 func (v *mailView) begun(domain string) []dkim.Key {
@@ -74,7 +73,7 @@ func (c *checkup) dkimKeys(r *report, v *mailView, domain string) {
 		switch mode := modes[way]; {
 		case mode == dkim.Off || mode == "" || len(mode.Of(begun)) > 0:
 		case len(begun) == 0:
-			r.add("dkim.none", "domain "+domain, "no key, and its mail by %s is to be signed", way)
+			r.add("dkim.none", "domain "+domain, "no key that signs, and its mail by %s is to be signed", way)
 			return
 		default:
 			r.add("dkim.none", "domain "+domain, "no %s key, and its mail by %s is signed by no other", dkim.RSA, way)
@@ -91,18 +90,22 @@ func (c *checkup) dkimKey(ctx context.Context, r *report, k keys.Key) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, questionsTime)
 	defer cancel()
-	err := keys.Published(ctx, c.dns, k)
+	wrong, err := keys.Published(ctx, c.dns, k)
 	switch {
-	case k.State == keys.Pending && err == nil:
+	case err != nil && k.State != keys.Pending:
+		r.add("dkim.unknown", subject, "%v", err)
+	case k.State == keys.Pending && err == nil && wrong == "":
 		r.add("dkim.ok", subject, "it is published, and will sign within minutes")
-	case k.State == keys.Pending:
+	case k.State == keys.Pending && err != nil:
 		r.publish("dkim.pending", subject, k.Zone(), "%v", err)
-	case k.State == keys.Retiring && err != nil:
-		r.publish("dkim.left", subject, k.Zone(), "%v", err)
+	case k.State == keys.Pending:
+		r.publish("dkim.pending", subject, k.Zone(), "%s", wrong)
+	case k.State == keys.Retiring && wrong != "":
+		r.publish("dkim.left", subject, k.Zone(), "%s", wrong)
 	case k.State == keys.Retiring:
 		r.add("dkim.ok", subject, "it signed until %s, and its record is there", screen.LocalTime(k.Since))
-	case err != nil:
-		r.publish("dkim.record", subject, k.Zone(), "%v", err)
+	case wrong != "":
+		r.publish("dkim.record", subject, k.Zone(), "%s", wrong)
 	case k.EveryDays > 0 && c.now().After(k.Rotates()):
 		r.add("dkim.overdue", subject, "it signs since %s, and should for %s", k.Since.Local().Format(time.DateOnly), screen.Count(k.EveryDays, "day"))
 	default:

@@ -51,8 +51,8 @@ func dkimFaults() []fault {
 		{"dkim.ok", "it signs (ed25519)", nothing},
 		{"dkim.ok", "it is published, and will sign", func(_ *testing.T, p *patient) { p.view.dkim[0].State = keys.Pending }},
 		{"dkim.ok", "its record is there", func(_ *testing.T, p *patient) { p.view.dkim[0].State = keys.Retiring }},
-		{"dkim.none", "no key, and its mail by mx is to be signed", func(_ *testing.T, p *patient) { p.view.dkim = nil }},
-		{"dkim.none", "no key, and its mail by out is to be signed", func(_ *testing.T, p *patient) {
+		{"dkim.none", "no key that signs, and its mail by mx is to be signed", func(_ *testing.T, p *patient) { p.view.dkim = nil }},
+		{"dkim.none", "no key that signs, and its mail by out is to be signed", func(_ *testing.T, p *patient) {
 			p.view.dkim = nil
 			p.upstream(upstream.Account{DKIM: dkim.OnlyRSA})
 		}},
@@ -60,8 +60,8 @@ func dkimFaults() []fault {
 		{"dkim.none", "no key", func(_ *testing.T, p *patient) { p.view.dkim[0].Domain = "mail.example.com" }},
 		{"dkim.pending", "ns1.example.com: no record", dkimState(keys.Pending)},
 		{"dkim.record", "ns1.example.com: no record", dkimState(keys.Active)},
-		{"dkim.record", "p= is another key's", func(_ *testing.T, p *patient) { p.view.dkim[0].Public = []byte("another half") }},
-		{"dkim.record", "ns1.example.com does not answer", func(_ *testing.T, p *patient) {
+		{"dkim.record", "the record has another key", func(_ *testing.T, p *patient) { p.view.dkim[0].Public = []byte("another half") }},
+		{"dkim.unknown", "ns1.example.com does not answer", func(_ *testing.T, p *patient) {
 			p.dkimServer(func(z *dnstest.Zones) { z.ServFail("s1._domainkey.example.com", "TXT") })
 		}},
 		{"dkim.left", "ns1.example.com: no record", dkimState(keys.Retiring)},
@@ -85,8 +85,13 @@ func TestCheckCountsSignaturesForDMARC(t *testing.T) {
 	t.Parallel()
 	p := newPatient(t)
 	signed(t, p)
-	p.dns.Set("example.com.", `TXT "v=spf1 -all"`, "MX 10 mx.example.com.")
-	wantFinding(t, p.look(t.Context(), "spf"), "dmarc.ok", "by DKIM of example.com; policy none")
+	p.dns.Set("example.com.", `TXT "v=spf1 -all"`, "MX 10 mx.example.com.", "NS ns1.example.com.")
+	wantFinding(t, p.look(t.Context(), "spf"), "dmarc.ok", "by DKIM (ed25519); its policy is none")
+	p = p.again()
+	signed(t, p)
+	p.dns.Set("example.com.", `TXT "v=spf1 -all"`, "MX 10 mx.example.com.", "NS ns1.example.com.")
+	p.dkimServer(func(z *dnstest.Zones) { z.Forget("s1._domainkey.example.com") })
+	wantFinding(t, p.look(t.Context(), "spf"), "dmarc.fail", "DKIM of example.com (ed25519): fail")
 }
 
 // TestCheckWantsNoKeyWhereNothingIsSigned: mail that others sign needs none, and the key of the

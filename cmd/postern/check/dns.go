@@ -14,17 +14,19 @@ import (
 )
 
 var dnsKinds = []kind{
-	{"dns.resolver", health.Failed, "DNS does not answer, so mail cannot be delivered.", "correct /etc/resolv.conf, or set servers in [dns]"},
+	{"dns.resolver", health.Failed, "DNS does not answer, so mail cannot be delivered.", "see that a name server answers, and that /etc/resolv.conf or servers in [dns] names it"},
+	{"dns.server", health.Warning, "A name server does not answer, so questions wait for it before others are asked.",
+		"start it, or remove it from /etc/resolv.conf or from servers in [dns]"},
 	{"dns.dnssec", health.OK, "", ""},
 	{"dns.dnssec-off", health.Warning, "A name server does not validate DNSSEC, so DANE is off.",
-		"run one that does on this machine (unbound), or name it in servers of [dns]"},
+		"run a validating server such as unbound on this machine, and name it in servers of [dns]"},
 	{"dns.dnssec-untrusted", health.Info, "Name servers elsewhere are not trusted for DNSSEC, so DANE is off.",
-		"run one that validates on this machine (unbound); or set trusted in [dns] if nobody can change what they answer"},
+		"run a validating server such as unbound on this machine; or set trusted in [dns] if nobody can change what they answer"},
 	{"dns.hostname", health.OK, "", ""},
 	{"dns.hostname-none", health.Failed, "The hostname is not in DNS; servers refuse mail from such an EHLO name.",
 		"add A and AAAA records for it, or correct hostname"},
 	{"dns.address-unknown", health.Info, "The hostname has only private addresses, so the one that mail leaves from is unknown.",
-		"name it with --address; behind NAT it is the router's"},
+		"name the address that mail leaves from with --address; behind NAT it is the router's"},
 	{"dns.ptr", health.OK, "", ""},
 	{"dns.ptr-none", health.Failed, "The address has no PTR record: large providers refuse its mail.",
 		"have its owner (hosting company, provider) set the PTR to the hostname"},
@@ -100,13 +102,16 @@ func (c *checkup) validation(ctx context.Context, r *report) {
 		subject := "name server " + server
 		switch v, err := c.dns.Validation(ctx, server); v {
 		case resolver.Validates:
-			r.add("dns.dnssec", subject, "it validates")
+			r.add("dns.dnssec", subject, "it validates DNSSEC")
 		case resolver.Blind:
-			r.add("dns.dnssec-off", subject, "%v", err)
+			r.add("dns.dnssec-off", subject, "it does not validate DNSSEC (%v)", err)
 		case resolver.Untrusted:
 			r.add("dns.dnssec-untrusted", subject, "it is not on this machine")
 		default:
-			r.add("dns.resolver", subject, "%v", err)
+			if inner := errors.Unwrap(err); inner != nil {
+				err = inner
+			}
+			r.add("dns.server", subject, "%s", strings.TrimPrefix(err.Error(), subject+": "))
 		}
 	}
 }

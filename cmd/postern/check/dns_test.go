@@ -1,14 +1,20 @@
 package check
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/netip"
-	"postern/internal/dnstest"
-	"postern/relay/dkim/keys"
+	"strings"
 	"testing"
 
+	"github.com/miekg/dns"
+
+	"postern/internal/dnstest"
 	"postern/internal/smtptest"
+	"postern/relay/dkim/keys"
 	"postern/relay/resolver"
+	"postern/relay/transport"
 	"postern/relay/upstream"
 )
 
@@ -29,11 +35,20 @@ func allByUpstream(_ *testing.T, p *patient) {
 func dnsFaults() []fault {
 	return []fault{
 		{"dns.hostname", patientAddress, nothing},
-		{"dns.dnssec", "it validates", nothing},
-		{"dns.dnssec-off", "has validated the root zone", func(_ *testing.T, p *patient) { p.dns.Sign() }},
+		{"dns.dnssec", "it validates DNSSEC", nothing},
+		{"dns.dnssec-off", "it does not validate DNSSEC (it does not say that it has validated the root zone", func(_ *testing.T, p *patient) { p.dns.Sign() }},
 		{"dns.dnssec-off", "whose signatures are wrong", func(_ *testing.T, p *patient) { p.dns.Blind() }},
 		{"dns.dnssec-untrusted", "not on this machine", func(_ *testing.T, p *patient) {
 			p.c.dns = resolver.New(resolver.Config{Servers: []string{"192.0.2.53:53"}, Exchange: p.dns.Exchange})
+		}},
+		{"dns.server", "one.test:53 is away", func(_ *testing.T, p *patient) {
+			exchange := p.dns.Exchange
+			p.c.dns = resolver.New(resolver.Config{Servers: []string{"127.0.0.1:54", "127.0.0.1:53"}, Exchange: func(ctx context.Context, server string, query *dns.Msg) (*dns.Msg, error) {
+				if server == "127.0.0.1:54" {
+					return nil, errors.New("one.test:53 is away")
+				}
+				return exchange(ctx, server, query)
+			}})
 		}},
 		{"dns.ptr", "its name is relay.test", nothing},
 		{"dns.resolver", "SERVFAIL", broken("relay.test.")},
@@ -88,12 +103,12 @@ func spfFaults() []fault {
 	}
 	return []fault{
 		{"spf.ok", patientAddress, nothing},
-		{"spf.none", "no record", record("something else")},
-		{"spf.fail", "198.51.100.7: fail", record("v=spf1 ip4:192.0.2.0/24 -all")},
-		{"spf.fail", "198.51.100.7: softfail", record("v=spf1 ip4:192.0.2.0/24 ~all")},
-		{"spf.fail", "203.0.113.9: fail", func(_ *testing.T, p *patient) { p.c.opts.Addresses = []netip.Addr{netip.MustParseAddr("203.0.113.9")} }},
-		{"spf.broken", "", record("v=spf1 ip4:nonsense -all")},
-		{"spf.unknown", "SERVFAIL", broken("example.com.")},
+		{"spf.none", "no SPF record", record("something else")},
+		{"spf.fail", "SPF: fail for 198.51.100.7 (it matches only \"all\")", record("v=spf1 ip4:192.0.2.0/24 -all")},
+		{"spf.fail", "SPF: softfail for 198.51.100.7", record("v=spf1 ip4:192.0.2.0/24 ~all")},
+		{"spf.fail", "SPF: fail for 203.0.113.9", func(_ *testing.T, p *patient) { p.c.opts.Addresses = []netip.Addr{netip.MustParseAddr("203.0.113.9")} }},
+		{"spf.broken", "an ip4 or ip6 term has no valid address", record("v=spf1 ip4:nonsense -all")},
+		{"spf.unknown", "SPF: example.com: name server", broken("example.com.")},
 		{"spf.upstream", "v=spf1 ip4:198.51.100.0/24 -all", allByUpstream},
 		{"spf.no-address", "example.com", says("relay.test.", "A 10.0.0.1")},
 		{"spf.more", "20 of 31", func(t *testing.T, p *patient) {
@@ -101,14 +116,15 @@ func spfFaults() []fault {
 				withUser(fmt.Sprintf("u%d", n), fmt.Sprintf("*@d%d.test", n), "*@*.example.com")(t, p)
 			}
 		}},
-		{"dmarc.ok", "v=DMARC1", nothing},
-		{"dmarc.ok", "p=reject", func(t *testing.T, p *patient) { // the organization's
+		{"dmarc.ok", "DMARC passes by SPF; its policy is none", nothing},
+		{"dmarc.ok", "its policy is reject", func(t *testing.T, p *patient) { // the organization's
 			withUser("bob@deep.example.com")(t, p)
 			p.dns.Set("deep.example.com.", `TXT "v=spf1 ip4:198.51.100.7 -all"`)
 			p.dns.Set("_dmarc.example.com.", `TXT "v=DMARC1; p=reject"`)
 		}},
-		{"dmarc.ok", "by SPF; policy none", nothing},
-		{"dmarc.fail", "it is not signed; SPF of example.com: fail; policy none", record("v=spf1 ip4:192.0.2.0/24 -all")},
+		{"dmarc.unknown", "DMARC: name server", broken("_dmarc.example.com.")},
+		{"sender.unknown", "MX: name server", func(_ *testing.T, p *patient) { p.dns.ServFail("example.com.", "MX") }},
+		{"dmarc.fail", "DMARC fails: it is not signed; SPF of example.com: fail; its policy is none", record("v=spf1 ip4:192.0.2.0/24 -all")},
 		{"dmarc.fail", "SPF of example.com: none", record("no SPF")},
 		{"dmarc.none", "_dmarc.example.com", says("_dmarc.example.com.")},
 		{"sender.no-mail", "null MX", says("example.com.", "MX 0 .")},
@@ -140,6 +156,30 @@ func TestCheckHasRecordsToPublish(t *testing.T) {
 	for _, f := range p.look(t.Context(), "dns", "spf", "dkim") {
 		if f.Publish != want[f.ID] {
 			t.Errorf("%s has the record %q, want %q", f.ID, f.Publish, want[f.ID])
+		}
+		delete(want, f.ID)
+	}
+	if len(want) > 0 {
+		t.Errorf("not found: %v", want)
+	}
+}
+
+// A remedy has the names that are known, and does not advise what is done.
+func TestCheckNamesTheRemedy(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	signed(t, p)
+	p.view.dkim[0].State = keys.Pending
+	p.dns.Set("example.com.", `TXT "v=spf1 ip4:192.0.2.1 -all"`, "MX 10 mx.example.com.")
+	p.dkimServer(func(z *dnstest.Zones) { z.Forget("s1._domainkey.example.com") })
+	want := map[string]string{
+		"spf.fail":     "add ip4:198.51.100.7 to",
+		"dmarc.fail":   "publish the record of its pending DKIM key, which 'postern dkim show example.com' prints",
+		"dkim.pending": "'postern dkim show example.com'",
+	}
+	for _, f := range p.look(t.Context(), "spf", "dkim") {
+		if todo, ok := want[f.ID]; ok && !strings.Contains(f.Todo, todo) {
+			t.Errorf("%s says %q", f.ID, f.Todo)
 		}
 		delete(want, f.ID)
 	}
@@ -182,6 +222,17 @@ func served(cfg smtptest.Config) func(*testing.T, *patient) {
 	}
 }
 
+// demand is the policy of all mail hosts.
+type demand transport.Policy
+
+func (demand) Domain(_ context.Context, name string) (transport.Domain, error) {
+	return transport.Domain{Name: name}, nil
+}
+
+func (d demand) Host(context.Context, transport.Domain, string, bool, resolver.Addresses) (transport.Policy, error) {
+	return transport.Policy(d), nil
+}
+
 func mxFaults() []fault {
 	mail := func(host string) func(*testing.T, *patient) { return says("there.test.", "MX 10 "+host) }
 	return []fault{
@@ -202,6 +253,10 @@ func mxFaults() []fault {
 		}},
 		{"mx.refuses", "554 5.7.1 listed", served(smtptest.Config{Hooks: map[smtptest.Phase]smtptest.Hook{
 			smtptest.PhaseBanner: smtptest.Always(smtptest.Reply("554 5.7.1 listed"))}})},
+		{"mx.policy", "STARTTLS", func(t *testing.T, p *patient) {
+			served(smtptest.Config{})(t, p)
+			p.c.policies = demand{Source: transport.SourceOverride, Level: transport.Encrypted}
+		}},
 		{"mx.self", "loops back", mail("relay.test.")},
 	}
 }
@@ -209,7 +264,7 @@ func mxFaults() []fault {
 func TestCheckFindsFaultsOfMailHosts(t *testing.T) {
 	t.Parallel()
 	find(t, mxFaults(), "mx", func(t *testing.T, p *patient) {
-		p.c.opts.MX = []string{"there.test"}
+		p.c.opts.MX, p.c.policies = []string{"there.test"}, demand{Source: transport.SourceNone}
 		served(smtptest.Config{})(t, p)
 	})
 }

@@ -2,6 +2,7 @@ package check
 
 import (
 	"context"
+	"strings"
 	"sync"
 
 	"postern/admin/health"
@@ -34,6 +35,9 @@ func (r *report) publish(id, subject, record, format string, args ...any) {
 
 // take writes down a finding.
 func (r *report) take(f health.Finding) {
+	if kind, of, _ := strings.Cut(f.Subject, " "); kind == "domain" || kind == "mx" || kind == "key" {
+		f.Todo = strings.ReplaceAll(f.Todo, "DOMAIN", of[strings.LastIndexByte(of, ' ')+1:])
+	}
 	f.Text, f.Publish = screen.OneLine(f.Text), screen.OneLine(f.Publish)
 	r.mu.Lock()
 	defer r.mu.Unlock()

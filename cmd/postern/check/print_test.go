@@ -28,3 +28,24 @@ func TestRecordsStandAlone(t *testing.T) {
 		}
 	}
 }
+
+// Where a finding has little room beside its subject it stands below it, and a remedy of several stands
+// once.
+func TestNarrowFindings(t *testing.T) {
+	t.Parallel()
+	found := []health.Finding{
+		{ID: "dkim.record", Status: health.Failed, Subject: "key p20261130-rsa of relay.example.com", Text: "all name servers: no record", Todo: "publish it"},
+		{ID: "dkim.record", Status: health.Failed, Subject: "key p20261130-ed25519 of relay.example.com", Text: "all name servers: no record", Todo: "publish it"},
+	}
+	for width, want := range map[int]string{
+		80: "        FINDING\nfailed  key p20261130-rsa of relay.example.com\n        all name servers: no record [dkim.record]\n" +
+			"failed  key p20261130-ed25519 of relay.example.com\n        all name servers: no record [dkim.record]\n        to do: publish it\n",
+		120: "        SUBJECT                                     FINDING\nfailed  key p20261130-rsa of relay.example.com      all name servers: no record [dkim.record]\n" +
+			"failed  key p20261130-ed25519 of relay.example.com  all name servers: no record [dkim.record]\n" + strings.Repeat(" ", 52) + "to do: publish it\n",
+	} {
+		var out bytes.Buffer
+		if err := Print(screen.Writer{Writer: &out, Width: width}, found); err != nil || out.String() != want {
+			t.Errorf("in %d columns: %v\n%s\nwant\n%s", width, err, &out, want)
+		}
+	}
+}

@@ -21,17 +21,19 @@ var spfKinds = []kind{
 	{"spf.none", health.Warning, "A sender domain has no SPF record, so its mail is easily treated as spam.",
 		"publish one with this server's address and all others that its mail comes from"},
 	{"spf.fail", health.Failed, "A sender domain's SPF record does not allow this server, so its mail is refused or treated as spam.",
-		"add ip4:ADDRESS or ip6:ADDRESS of this server"},
+		"add TERM to the record that is there; a domain has only one"},
 	{"spf.broken", health.Failed, "A sender domain's SPF record is invalid: servers ignore it, or refuse the mail.",
 		"correct it: one record, at most ten DNS queries (RFC 7208 section 4.6.4)"},
 	{"spf.unknown", health.Warning, "DNS gave no answer about a sender domain's SPF record.", "check the domain's name servers"},
 	{"spf.upstream", health.Info, "A sender domain's mail leaves through upstreams; their operators know the include for its SPF record.", ""},
-	{"spf.no-address", health.Skipped, "SPF was not checked, since the address that mail leaves from is unknown.", "name it with --address"},
+	{"spf.no-address", health.Skipped, "SPF was not checked, since the address that mail leaves from is unknown.", "name the address that mail leaves from with --address"},
 	{"spf.more", health.Info, "There are more sender domains than are checked.", ""},
 	{"dmarc.ok", health.OK, "", ""},
 	{"dmarc.fail", health.Failed, "Mail of a sender domain fails DMARC, since neither DKIM nor SPF passes for it: large providers refuse it.",
 		"make a DKIM key with 'postern dkim add DOMAIN', and mend the SPF record"},
+	{"dmarc.unknown", health.Warning, "DNS gave no answer about what DMARC judges a sender domain by.", "check the domain's name servers"},
 	{"dmarc.none", health.Info, "A sender domain has no DMARC record; large providers want one from bulk senders.", ""},
+	{"sender.unknown", health.Warning, "DNS gave no answer about the mail hosts of a sender domain.", "check the domain's name servers"},
 	{"sender.no-mail", health.Warning, "A sender domain takes no mail: bounces are lost, and many servers refuse its mail.",
 		"give it an MX record, or remove its sender patterns"},
 }
@@ -75,14 +77,14 @@ func (c *checkup) senderDomain(ctx context.Context, r *report, v *mailView, doma
 	if mail.Upstream {
 		r.add("spf.upstream", subject, "%s", spfRecord(ctx, to, domain))
 	} else {
-		mail.Signatures = dkim.Mode(c.cfg.Delivery.DKIM).Of(v.signs(domain))
+		mail.Signatures = receiver.Signatures(v.dkim, domain, dkim.Mode(c.cfg.Delivery.DKIM))
 	}
 	for _, f := range to.Judge(ctx, mail) {
 		switch f.Check {
 		case "SPF":
 			addSPF(r, subject, f)
 		case "DMARC":
-			addDMARC(r, subject, f)
+			c.addDMARC(r, v, domain, f)
 		}
 	}
 	c.takesMail(ctx, r, domain)
@@ -97,28 +99,35 @@ func (c *checkup) receiver() receiver.Receiver {
 func addSPF(r *report, subject string, f receiver.Finding) {
 	switch spf.Result(f.Result) {
 	case spf.Pass:
-		r.add("spf.ok", subject, "%s may send its mail", f.Of)
+		r.add("spf.ok", subject, "SPF: %s may send", f.Of)
 	case spf.None:
-		r.publish("spf.none", subject, f.Publish, "no record (v=spf1)")
+		r.publish("spf.none", subject, f.Publish, "no SPF record (v=spf1)")
 	case spf.Fail, spf.SoftFail, spf.Neutral:
-		r.publish("spf.fail", subject, f.Publish, "%s: %s (%s)", f.Of, f.Result, f.Why)
+		found := health.Kind(kinds()["spf.fail"]).Found(subject, "SPF: %s for %s (%s)", f.Result, f.Of, f.Cause)
+		found.Publish, found.Todo = f.Publish, strings.ReplaceAll(found.Todo, "TERM", receiver.Term(netip.MustParseAddr(f.Of)))
+		r.take(found)
 	case spf.PermError:
-		r.add("spf.broken", subject, "%s", f.Why)
+		r.add("spf.broken", subject, "SPF: %s", f.Why)
 	default:
-		r.add("spf.unknown", subject, "%s", f.Why)
+		r.add("spf.unknown", subject, "SPF: %s", f.Why)
 	}
 }
 
-func addDMARC(r *report, subject string, f receiver.Finding) {
+func (c *checkup) addDMARC(r *report, v *mailView, domain string, f receiver.Finding) {
+	subject := "domain " + domain
 	switch {
 	case f.Result == receiver.TempError:
-		r.add("spf.unknown", subject, "DMARC: %s", f.Why)
+		r.add("dmarc.unknown", subject, "DMARC: %s", f.Why)
 	case f.Record == "":
-		r.publish("dmarc.none", subject, f.Publish, "%s", f.Why)
+		r.publish("dmarc.none", subject, f.Publish, "DMARC: %s", f.Why)
 	case f.Result == receiver.Fail:
-		r.add("dmarc.fail", subject, "%s: %s", f.Why, f.Record)
+		found := health.Kind(kinds()["dmarc.fail"]).Found(subject, "DMARC fails: %s", f.Why)
+		if begun := v.begun(domain); len(begun) > len(receiver.Signatures(v.dkim, domain, dkim.Both)) {
+			found.Todo = "publish the record of its pending DKIM key, which 'postern dkim show " + begun[0].Domain + "' prints, or mend the SPF record"
+		}
+		r.take(found)
 	default:
-		r.add("dmarc.ok", subject, "%s: %s", f.Why, f.Record)
+		r.add("dmarc.ok", subject, "DMARC passes %s", f.Why)
 	}
 }
 
@@ -142,7 +151,7 @@ func (c *checkup) takesMail(ctx context.Context, r *report, domain string) {
 		r.add("sender.no-mail", subject, "it has the null MX (RFC 7505)")
 	case err == nil:
 	case err != nil && !errors.Is(err, resolver.ErrNone):
-		r.add("spf.unknown", subject, "MX: %v", err)
+		r.add("sender.unknown", subject, "MX: %s", receiver.Cause(err))
 	default:
 		if addrs, err := c.hostAddresses(ctx, domain); err == nil && len(addrs) == 0 {
 			r.add("sender.no-mail", subject, "it has neither an MX record nor an address")

@@ -118,6 +118,9 @@ func PrintLimits(w io.Writer, views []Limit) error {
 		}
 		t.Add(v.Kind.Name(), v.Limit, source, wins, amountOrDash(v.Kind, v.Used), amountOrDash(v.Kind, v.Left))
 	}
+	if !slices.ContainsFunc(views, func(v Limit) bool { return !*v.Tightest }) {
+		t.Columns = []int{0, 1, 2, 4, 5} // that all are says nothing
+	}
 	return t.Print(w)
 }
 

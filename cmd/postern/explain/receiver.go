@@ -11,7 +11,6 @@ import (
 
 	"postern/cmd/postern/receiver"
 	"postern/cmd/postern/screen"
-	"postern/relay/dkim"
 	"postern/relay/dkim/keys"
 	"postern/relay/route"
 )
@@ -50,7 +49,7 @@ func (e *Message) received(ctx context.Context, r Relay, q Question, ways []rout
 		} else {
 			m.Addrs, _ = r.Receiver.Addresses(ctx) // without an answer they are not known
 		}
-		m.Signatures = mode.Of(dkim.Find(keys.SignersOf(list), m.Author))
+		m.Signatures = receiver.Signatures(list, m.Author, mode)
 		if m.Upstream && len(m.Signatures) == 0 {
 			continue // what a receiver goes by is the upstream's
 		}
@@ -62,24 +61,28 @@ func (e *Message) received(ctx context.Context, r Relay, q Question, ways []rout
 // printReceivers prints what they find, and the records that help.
 func (e *Message) printReceivers(to io.Writer) error {
 	for _, r := range e.Receivers {
-		t := screen.Table{Head: []string{"RECEIVER", "OF", "RESULT", "ALIGNED", "WHY"}, Wraps: true}
-		var publish []string
+		t := screen.Table{Head: []string{"CHECK", "OF", "RESULT", "ALIGNED", "WHY"}, Wraps: true}
+		var publish []receiver.Finding
 		for _, f := range r.Findings {
 			alignment := "-"
 			if f.Check == "DKIM" || f.Check == "SPF" {
 				alignment = map[bool]string{true: "yes", false: "no"}[f.Aligned]
 			}
 			t.Add(f.Check, f.Of, f.Result, alignment, f.Why)
-			if f.Publish != "" && !slices.Contains(publish, f.Publish) {
-				publish = append(publish, f.Publish)
+			if f.Publish != "" && !slices.ContainsFunc(publish, func(p receiver.Finding) bool { return p.Publish == f.Publish }) {
+				publish = append(publish, f)
 			}
 		}
 		fmt.Fprintf(to, "\nby %s:\n", r.Via)
 		if err := t.Print(to); err != nil {
 			return err
 		}
-		for _, line := range publish {
-			fmt.Fprintf(to, "to publish:\n%s\n", screen.Printable(line))
+		for _, f := range publish {
+			place := ""
+			if f.Check == "SPF" && f.Result != receiver.None {
+				place = " in place of the present record"
+			}
+			fmt.Fprintf(to, "to publish%s:\n%s\n", place, screen.Printable(f.Publish))
 		}
 	}
 	return nil

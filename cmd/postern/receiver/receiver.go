@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"blitiri.com.ar/go/spf"
 	"github.com/miekg/dns"
@@ -26,9 +27,18 @@ type Receiver struct {
 type Mail struct {
 	Author     string       // domain of From
 	Sender     string       // domain of the envelope's sender; "": the null sender
-	Signatures []dkim.Key   // that it has
+	Signatures []keys.Key   // whose signatures it has
 	Addrs      []netip.Addr // that it may come from; none: not known
 	Upstream   bool         // it comes from an upstream, which SPF and PTR are about
+}
+
+// Signatures are the keys of a list that sign mail of an author's domain.
+func Signatures(list []keys.Key, author string, mode dkim.Mode) (chosen []keys.Key) {
+	for _, s := range mode.Of(dkim.Find(keys.SignersOf(list), author)) {
+		i := slices.IndexFunc(list, func(k keys.Key) bool { return k.Domain == s.Domain && k.Selector == s.Selector })
+		chosen = append(chosen, list[i])
+	}
+	return chosen
 }
 
 // Finding is what a receiver finds.
@@ -38,6 +48,7 @@ type Finding struct {
 	Result  string `json:"result"`            // pass, none, or why not: by SPF as RFC 7208 has it; else fail, or temperror without an answer
 	Aligned bool   `json:"aligned,omitempty"` // SPF and DKIM: it counts for DMARC
 	Why     string `json:"why,omitempty"`
+	Cause   string `json:"-"`                 // SPF: Why without the domain
 	Publish string `json:"publish,omitempty"` // the record that helps, as a line of a zone file
 	Record  string `json:"-"`                 // DMARC: the domain's, "" if there is none
 }
@@ -52,31 +63,41 @@ const (
 
 // Judge judges mail.
 func (r Receiver) Judge(ctx context.Context, m Mail) (list []Finding) {
+	list = make([]Finding, len(m.Signatures))
+	var all sync.WaitGroup
+	for i, k := range m.Signatures {
+		all.Go(func() { list[i] = r.dkim(ctx, k) })
+	}
 	policy, policyErr := r.policy(ctx, m.Author)
-	var by, not []string // what DMARC passes by, or why not
-	for _, k := range m.Signatures {
-		f := Finding{Check: "DKIM", Of: k.Domain, Result: Pass, Aligned: aligned(k.Domain, m.Author, policy.strictDKIM), Why: fmt.Sprintf("selector %s, %s", k.Selector, k.Algorithm)}
-		if f.Aligned {
-			by = append(by, "DKIM of "+k.Domain)
-		} else {
-			not = append(not, fmt.Sprintf("DKIM of %s is not aligned with %s", k.Domain, m.Author))
+	var spf reasons
+	var findings []Finding
+	if !m.Upstream {
+		findings = r.spf(ctx, m, policy.strictSPF, &spf)
+	}
+	all.Wait()
+	var why reasons
+	for i, k := range m.Signatures {
+		f := &list[i]
+		near := aligned(k.Domain, m.Author, policy.strictDKIM)
+		switch f.Aligned = near && f.Result == Pass; {
+		case f.Aligned:
+			why.by = append(why.by, string(k.Algorithm))
+		case !near:
+			why.not = append(why.not, fmt.Sprintf("DKIM of %s is not aligned with %s", k.Domain, m.Author))
+		default:
+			why.unknown = why.unknown || f.Result == TempError
+			why.not = append(why.not, fmt.Sprintf("DKIM of %s (%s): %s", k.Domain, k.Algorithm, f.Result))
 		}
-		list = append(list, f)
+	}
+	if len(why.by) > 0 {
+		why.by = []string{"DKIM (" + strings.Join(why.by, ", ") + ")"}
 	}
 	if len(m.Signatures) == 0 {
 		list = append(list, Finding{Check: "DKIM", Of: m.Author, Result: None, Why: "it is not signed"})
-		not = append(not, "it is not signed")
+		why.not = append(why.not, "it is not signed")
 	}
-	if !m.Upstream {
-		findings, passes, why := r.spf(ctx, m, policy.strictSPF)
-		list = append(list, findings...)
-		if passes {
-			by = append(by, "SPF")
-		} else {
-			not = append(not, why)
-		}
-	}
-	list = append(list, dmarc(m, policy, policyErr, by, not))
+	why.add(spf)
+	list = append(append(list, findings...), dmarc(m, policy, policyErr, why))
 	for _, addr := range m.Addrs {
 		if !m.Upstream {
 			list = append(list, r.ptr(ctx, addr))
@@ -85,57 +106,87 @@ func (r Receiver) Judge(ctx context.Context, m Mail) (list []Finding) {
 	return list
 }
 
-// spf judges each address. passes: all of them may send, in a domain that is aligned; else why says
-// what is in the way.
-func (r Receiver) spf(ctx context.Context, m Mail, strict bool) (list []Finding, passes bool, why string) {
+// reasons are what DMARC passes by, or why not.
+type reasons struct {
+	by, not []string
+	unknown bool // DNS has not answered about what it might pass by
+}
+
+func (r *reasons) add(others reasons) {
+	r.by, r.not, r.unknown = append(r.by, others.by...), append(r.not, others.not...), r.unknown || others.unknown
+}
+
+// dkim judges the signatures of a key by the record that its name servers have.
+func (r Receiver) dkim(ctx context.Context, k keys.Key) Finding {
+	f := Finding{Check: "DKIM", Of: k.Domain, Result: Pass, Why: fmt.Sprintf("selector %s, %s", k.Selector, k.Algorithm)}
+	switch wrong, err := keys.Published(ctx, r.DNS, k); {
+	case err != nil:
+		f.Result, f.Why = TempError, fmt.Sprintf("selector %s: %v", k.Selector, err)
+	case wrong != "":
+		f.Result, f.Why, f.Publish = Fail, fmt.Sprintf("selector %s: %s", k.Selector, wrong), k.Zone()
+	}
+	return f
+}
+
+// spf judges each address. DMARC passes by it if all of them may send, in a domain that is aligned.
+func (r Receiver) spf(ctx context.Context, m Mail, strict bool, dmarc *reasons) (list []Finding) {
 	domain := m.Sender
 	if domain == "" {
 		domain = r.Hello // RFC 7208 section 2.4
 	}
 	if len(m.Addrs) == 0 {
-		return nil, false, "the address that mail leaves from is not known"
+		dmarc.not = []string{"the address that mail leaves from is not known"}
+		return nil
 	}
 	near := aligned(domain, m.Author, strict)
-	passes, why = near, fmt.Sprintf("SPF is about %s, which is not aligned with %s", domain, m.Author)
+	var bad spf.Result
 	for _, addr := range m.Addrs {
 		result, err := r.checkSPF(ctx, domain, addr)
 		f := Finding{Check: "SPF", Of: addr.String(), Result: string(result), Aligned: near, Why: domain}
 		if result != spf.Pass {
-			f.Why, f.Aligned = fmt.Sprintf("%s: %v", domain, err), false
+			f.Cause, f.Aligned, bad = Cause(err), false, result
+			f.Why = domain + ": " + f.Cause
 			if result != spf.TempError {
 				f.Publish = r.allowing(ctx, domain, m.Addrs)
 			}
-			if near {
-				why = fmt.Sprintf("SPF of %s: %s", domain, result)
-			}
-			passes = false
 		}
 		list = append(list, f)
 		if result == spf.None {
 			break // and so for all of them
 		}
 	}
-	return list, passes, why
+	switch {
+	case !near:
+		dmarc.not = []string{fmt.Sprintf("SPF is about %s, which is not aligned with %s", domain, m.Author)}
+	case bad != "":
+		dmarc.not, dmarc.unknown = []string{fmt.Sprintf("SPF of %s: %s", domain, bad)}, bad == spf.TempError
+	default:
+		dmarc.by = []string{"SPF"}
+	}
+	return list
 }
 
-func dmarc(m Mail, p policy, err error, by, not []string) Finding {
+func dmarc(m Mail, p policy, err error, why reasons) Finding {
 	f := Finding{Check: "DMARC", Of: m.Author, Record: p.record}
-	if len(by) > 0 {
-		f.Result, f.Why = Pass, "by "+strings.Join(by, ", ")
-	} else {
-		f.Result, f.Why = Fail, strings.Join(not, "; ")
-		if m.Upstream {
-			f.Result, f.Why = None, f.Why+"; the upstream may sign, or be in the domain's SPF record"
-		}
+	switch {
+	case len(why.by) > 0:
+		f.Result, f.Why = Pass, "by "+strings.Join(why.by, " and ")
+	case why.unknown:
+		f.Result, f.Why = TempError, strings.Join(why.not, "; ")
+	case m.Upstream:
+		f.Result, f.Why = None, strings.Join(why.not, "; ")+"; the upstream may sign, or be in the domain's SPF record"
+	default:
+		f.Result, f.Why = Fail, strings.Join(why.not, "; ")
 	}
 	switch {
 	case err != nil:
-		f.Result, f.Why = TempError, err.Error()
+		f.Result, f.Why = TempError, Cause(err)
 	case p.record == "":
-		f.Result, f.Why = None, "no record at _dmarc."+m.Author+"; it would "+map[bool]string{true: "pass ", false: "fail: "}[len(by) > 0]+f.Why
+		said := map[string]string{Pass: "it would pass ", Fail: "it would fail: "}[f.Result]
+		f.Result, f.Why = None, "no record at _dmarc."+m.Author+"; "+said+f.Why
 		f.Publish = keys.ZoneLine("_dmarc."+m.Author, "v=DMARC1; p=none; rua=mailto:postmaster@"+m.Author)
 	default:
-		f.Why += "; policy " + p.wants
+		f.Why += "; its policy is " + p.wants
 	}
 	return f
 }

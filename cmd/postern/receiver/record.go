@@ -28,9 +28,11 @@ func (r Receiver) allowing(ctx context.Context, domain string, addrs []netip.Add
 	if err != nil || len(records) > 1 {
 		return ""
 	}
-	terms := []string{"v=spf1", "mx", "~all"}
+	terms := []string{"v=spf1", "~all"}
 	if len(records) == 1 {
 		terms = strings.Fields(records[0])
+	} else if mx, _, _ := r.DNS.MX(ctx, domain); len(mx) > 0 && mx[0].Mx != "." {
+		terms = []string{"v=spf1", "mx", "~all"}
 	}
 	end := slices.IndexFunc(terms, func(term string) bool {
 		term = strings.ToLower(strings.TrimLeft(term, "+-~?"))
@@ -40,16 +42,41 @@ func (r Receiver) allowing(ctx context.Context, domain string, addrs []netip.Add
 		end = len(terms)
 	}
 	for _, addr := range addrs {
-		term := "ip4:" + addr.String()
-		if addr.Is6() {
-			term = "ip6:" + addr.String()
-		}
+		term := Term(addr)
 		if !slices.Contains(terms, term) {
 			terms = slices.Insert(terms, end, term)
 			end++
 		}
 	}
 	return keys.ZoneLine(domain, strings.Join(terms, " "))
+}
+
+// Term is the term of an SPF record that allows an address.
+func Term(addr netip.Addr) string {
+	if addr.Is6() {
+		return "ip6:" + addr.String()
+	}
+	return "ip4:" + addr.String()
+}
+
+// Cause is an error about a name that is known, in words without that name.
+func Cause(err error) string {
+	var library *net.DNSError
+	if errors.As(err, &library) && library.UnwrapErr != nil {
+		err = library.UnwrapErr
+	}
+	var question *resolver.Error
+	if errors.As(err, &question) {
+		err = question.Err
+	}
+	switch text := err.Error(); text {
+	case "matched all":
+		return `it matches only "all"`
+	case "invalid ipX value":
+		return "an ip4 or ip6 term has no valid address"
+	default:
+		return text
+	}
 }
 
 // Records are the TXT records of a name that begin with a version; to find none is not an error.

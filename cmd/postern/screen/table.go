@@ -70,7 +70,7 @@ func (t *Table) Print(w io.Writer) error {
 		printRow(&text, row, widths, room, wraps)
 	}
 	if len(hidden) > 0 {
-		said := "no room for " + strings.Join(hidden, ", ") + ": '| cat' shows all"
+		said := "not shown: " + strings.Join(hidden, ", ") + "; pipe to cat to see them"
 		text.WriteString(strings.Join(folded(said, room), "\n") + "\n")
 	}
 	_, err := io.WriteString(w, text.String())

@@ -22,8 +22,8 @@ func TestTableFits(t *testing.T) {
 		{0, false, "ID          COUNT  WHERE                 WHY\n0123456789  12     " + last},
 		{68, false, "ID          COUNT  WHERE                 WHY\n0123456789  12     " + last},
 		{60, false, "ID          COUNT  WHERE                WHY\n0123456789  12     smtp.example.net:5…  it was refused for …\n"},
-		{44, false, "ID          WHERE            WHY\n0123456789  smtp.example.n…  it was refused…\nno room for COUNT: '| cat' shows all\n"},
-		{30, false, "ID          WHERE\n0123456789  smtp.example.net:…\nno room for COUNT, WHY: '|\ncat' shows all\n"},
+		{44, false, "ID          WHERE            WHY\n0123456789  smtp.example.n…  it was refused…\nnot shown: COUNT; pipe to cat to see them\n"},
+		{30, false, "ID          WHERE\n0123456789  smtp.example.net:…\nnot shown: COUNT, WHY; pipe to\ncat to see them\n"},
 		{66, true, "ID          COUNT  WHERE                 WHY\n0123456789  12     smtp.example.net:587  it was refused for a\n" + strings.Repeat(" ", 41) + "reason\n"},
 	} {
 		var out strings.Builder

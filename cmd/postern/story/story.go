@@ -107,7 +107,7 @@ func (s *Story) Print(w io.Writer) error {
 		fmt.Fprintln(w, "\nNothing waits any more; docs/operate.md says what to do when a sender was not told.")
 		return nil
 	case s.Done():
-		fmt.Fprintln(w, "\nNothing is left to be done.")
+		fmt.Fprintln(w, "\nNothing is waiting.")
 		return nil
 	}
 	fmt.Fprintln(w)

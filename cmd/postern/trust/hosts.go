@@ -28,6 +28,7 @@ type Host struct {
 	Source  transport.Source `json:"policy"`
 	Demands string           `json:"demands"`
 	Trouble string           `json:"trouble,omitempty"`
+	Fails   bool             `json:"fails,omitempty"` // mail does not wait for the end of Trouble
 }
 
 // Look asks DNS for the mail hosts of a domain, and the database for what is known of it. cfg has the
@@ -63,7 +64,10 @@ func Hosts(ctx context.Context, cfg connect.Config, domain string) (hosts []Host
 		validated = d.MXSecure
 		one := Host{Host: d.Host, Source: d.Policy.Source, Demands: d.Policy.Demands()}
 		if d.Err != nil {
-			one.Demands, one.Trouble = "", d.Err.Error()
+			one.Demands, one.Trouble, one.Fails = "", d.Err.Error(), d.Permanent
+		}
+		if d.Permanent && d.Host == domain { // which is no mail host, as it has none
+			one.Host, one.Source = "", ""
 		}
 		hosts = append(hosts, one)
 	}
@@ -73,7 +77,10 @@ func Hosts(ctx context.Context, cfg connect.Config, domain string) (hosts []Host
 // PrintHosts writes mail hosts for people.
 func PrintHosts(out io.Writer, list []Host) error {
 	hosts := screen.TableOf([]string{"HOST", "POLICY", "DEMANDS"}, func(h Host) []string {
-		if h.Trouble != "" {
+		switch {
+		case h.Fails:
+			return []string{screen.OrDash(h.Host), screen.OrDash(string(h.Source)), "mail fails: " + h.Trouble}
+		case h.Trouble != "":
 			return []string{h.Host, screen.OrDash(string(h.Source)), "no mail goes there now: " + h.Trouble}
 		}
 		return []string{h.Host, string(h.Source), h.Demands}
@@ -93,7 +100,7 @@ func (d *Domain) Print(out io.Writer) error {
 	if d.STS != nil {
 		t.Add("mta-sts", STSText(d.STS))
 	} else {
-		t.Add("mta-sts", "no policy is kept")
+		t.Add("mta-sts", "none")
 	}
 	validated := map[bool]string{true: "validated by DNSSEC", false: "not validated by DNSSEC"}
 	t.Add("mx records", validated[d.Validated])
@@ -140,7 +147,7 @@ func (l *List) Print(out io.Writer) error {
 // OverrideText is an override in one line.
 func OverrideText(o *transport.Override) string {
 	level, _ := o.Level.MarshalText()
-	return fmt.Sprintf("%s until %s: %s (%s)", level, screen.LocalTime(o.ExpiresAt), o.Reason, o.SetBy)
+	return fmt.Sprintf("%s until %s, by %s: %s", level, screen.LocalTime(o.ExpiresAt), o.SetBy, o.Reason)
 }
 
 // STSText is an MTA-STS policy in one line.

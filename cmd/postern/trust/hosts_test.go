@@ -27,6 +27,7 @@ func policies(t *testing.T) (cfg connect.Config) {
 		zones.AddMX(domain, 10, "mx."+domain)
 		zones.AddHost("mx."+domain, "192.0.2.1")
 	}
+	zones.AddMX("null.test", 0, ".")
 	for _, domain := range []string{"dane.test", "forced.test"} {
 		zones.Add("_25._tcp.mx." + domain + ". 0 IN TLSA 3 1 1 " + strings.Repeat("ab", 32))
 	}
@@ -58,9 +59,11 @@ func TestHosts(t *testing.T) {
 		"dane.test":    "mx.dane.test dane TLS, with a certificate of its TLSA records: 3 1 1 abababab…",
 		"enforce.test": "mx.enforce.test mta-sts TLS, with a certificate for its name from a known authority",
 		"other.test":   "mx.other.test mta-sts no mail goes there now: mx.other.test is not a mail host by the MTA-STS policy of other.test",
-		"testing.test": "mx.testing.test testing TLS if it is offered",
+		"testing.test": "mx.testing.test testing TLS if it is offered, else in clear",
 		"forced.test":  "mx.forced.test override TLS, with any certificate",
-		"none.test":    "mx.none.test none TLS if it is offered",
+		"null.test":    "- - mail fails: domain null.test takes no mail (null MX, RFC 7505)",
+		"nosuch.test":  "- - mail fails: domain nosuch.test does not exist or has no mail host",
+		"none.test":    "mx.none.test none TLS if it is offered, else in clear",
 		"broken.test":  "mx.broken.test dane no mail goes there now: DNS gives no answer that can be trusted about the TLSA records of mx.broken.test",
 	} {
 		hosts, validated, err := Hosts(t.Context(), cfg, domain)

@@ -5,6 +5,7 @@ package trust
 import (
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"postern/cmd/postern/screen"
@@ -18,10 +19,19 @@ type Key struct {
 	Name   string `json:"record_name"`
 	Record string `json:"record"`
 	Zone   string `json:"zone_line"`
+
+	next bool // the one after it is there
 }
 
-// KeyOf adds the record to a key.
-func KeyOf(k keys.Key) Key { return Key{k, k.Name(), k.Record(), k.Zone()} }
+// KeysOf adds their records to keys.
+func KeysOf(list []keys.Key) []Key {
+	return screen.Each(list, func(k keys.Key) Key {
+		next := slices.ContainsFunc(list, func(n keys.Key) bool {
+			return n.Domain == k.Domain && n.Algorithm == k.Algorithm && n.State == keys.Pending
+		})
+		return Key{k, k.Name(), k.Record(), k.Zone(), next}
+	})
+}
 
 // Note says what is to be done about the key; "": nothing.
 func (k Key) Note() string {
@@ -34,7 +44,11 @@ func (k Key) Note() string {
 		return k.Found
 	case k.State == keys.Pending && k.LookedAt.IsZero():
 		return "no node has looked at its record yet"
-	case k.State == keys.Active && k.EveryDays > 0:
+	case k.State == keys.Pending:
+		return "published; signs after the next look"
+	case k.State == keys.Retiring:
+		return "its record has to stay"
+	case k.State == keys.Active && k.EveryDays > 0 && !k.next:
 		return "next key on " + k.NextMade().Local().Format(time.DateOnly)
 	}
 	return ""
@@ -71,7 +85,7 @@ func PrintRecords(out io.Writer, list []keys.Key) error {
 	for _, k := range list {
 		fmt.Fprintf(out, "key %s of %s is %s\n", k.Selector, k.Domain, k.State)
 	}
-	fmt.Fprintf(out, "\nto do: publish these records; 'postern dkim list %s' shows what the servers of the domain answer\n", list[0].Domain)
+	fmt.Fprintf(out, "\nto do: publish these records; 'postern dkim list %s' shows what the name servers of the domain answer\n", list[0].Domain)
 	for _, k := range list {
 		fmt.Fprintln(out)
 		if err := printRecord(out, &k); err != nil {

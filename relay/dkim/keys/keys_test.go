@@ -335,7 +335,7 @@ func TestMatches(t *testing.T) {
 		"v=DKIM1; p=" + p:                                              "k=rsa",
 		"v=DKIM1; k=ed25519; p=":                                       "revokes",
 		"v=DKIM1; k=ed25519":                                           "revokes",
-		"v=DKIM1; k=ed25519; p=" + p[:5]:                               "damaged",
+		"v=DKIM1; k=ed25519; p=" + p[:5]:                               "cut off",
 		"v=DKIM1; k=ed25519; p=" + p[:8]:                               "another key",
 		"v=DKIM1; h=sha1; k=ed25519; p=" + p:                           "forbids sha256",
 		"v=DKIM1; s=tlsrpt; k=ed25519; p=" + p:                         "forbids mail",
@@ -355,6 +355,13 @@ func TestMatches(t *testing.T) {
 // TestWordsOfRecords: what a record says is shown on one line, bounded, without what steers a terminal.
 func TestWordsOfRecords(t *testing.T) {
 	t.Parallel()
+	lacks := answer{none: errors.New("no record")}
+	if l := judge(map[string]answer{"ns1.shop.test": lacks, "ns2.shop.test": lacks}); l.found != "all name servers: no record" || l.verdict != missing {
+		t.Errorf("%+v", l)
+	}
+	if l := judge(map[string]answer{"ns1.shop.test": {}, "ns2.shop.test": {err: errors.New("away")}}); l.verdict != silent {
+		t.Errorf("%+v", l)
+	}
 	k := Key{Algorithm: dkim.RSA}
 	none := k.matches([]string{"v=\x1b[31m" + strings.Repeat("x", 5000)})
 	l := judge(map[string]answer{"ns1.shop.test": {none: none}, "ns2.shop.test": {err: errors.New("a\nb")}})

@@ -23,7 +23,8 @@ const (
 type verdict int
 
 const (
-	unknown   verdict = iota // it is at some servers only, or some have not answered
+	unknown   verdict = iota // it is at some servers only, or one has another
+	silent                   // some servers have not answered, and the others have it
 	published                // all servers have it
 	missing                  // all have answered, and none has it
 )

@@ -32,12 +32,17 @@ const (
 // errLost says that another node has the lease, or an admin has removed the domain.
 var errLost = errors.New("the lease of the look is lost")
 
-// Published looks at the record of a key as a node does. The error says what is wrong with it.
-func Published(ctx context.Context, r *resolver.Resolver, k Key) error {
-	if l := lookAt(ctx, r, k); l.verdict != published {
-		return errors.New(l.found)
+// Published looks at the record of a key as a node does. wrong is what is wrong with it, if it is
+// known; the error says that it is not, since some servers do not answer.
+func Published(ctx context.Context, r *resolver.Resolver, k Key) (wrong string, err error) {
+	switch l := lookAt(ctx, r, k); l.verdict {
+	case published:
+		return "", nil
+	case silent:
+		return "", errors.New(l.found)
+	default:
+		return l.found, nil
 	}
-	return nil
 }
 
 // lookAt asks all authoritative servers for the record of a key.
@@ -53,7 +58,7 @@ func lookUp(ctx context.Context, r *resolver.Resolver, k Key, name string, alias
 	case errors.Is(err, resolver.ErrNone):
 		return look{missing, "the domain has no name servers"}
 	case err != nil:
-		return look{unknown, maillog.Clean(err.Error())}
+		return look{silent, maillog.Clean(err.Error())}
 	}
 	var mu sync.Mutex
 	var wg panics.Group
@@ -124,20 +129,27 @@ func agree(answers map[string]answer) (alias string) {
 
 // judge is what the answers of all servers come to.
 func judge(answers map[string]answer) look {
-	have, lack := 0, 0
+	have, lack, mute := 0, 0, 0
+	reasons := map[string]bool{}
 	var wrong []string
 	for _, server := range slices.Sorted(maps.Keys(answers)) {
 		switch a := answers[server]; {
 		case a.err != nil:
+			mute++
 			wrong = append(wrong, fmt.Sprintf("%s does not answer: %v", server, a.err))
 		case a.alias != "":
 			wrong = append(wrong, fmt.Sprintf("%s has an alias (CNAME) that others lack", server))
 		case a.none != nil:
 			lack++
+			reasons[a.none.Error()] = true
 			wrong = append(wrong, fmt.Sprintf("%s: %v", server, a.none))
 		default:
 			have++
 		}
+	}
+	if lack > 1 && lack == len(answers) && len(reasons) == 1 {
+		_, why, _ := strings.Cut(wrong[0], ": ")
+		wrong = []string{"all name servers: " + why}
 	}
 	for i, w := range wrong { // it may quote the server
 		wrong[i] = maillog.Clean(w)
@@ -150,6 +162,8 @@ func judge(answers map[string]answer) look {
 		l.verdict = published
 	case lack:
 		l.verdict = missing
+	case have + mute:
+		l.verdict = silent
 	}
 	return l
 }

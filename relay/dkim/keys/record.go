@@ -36,9 +36,9 @@ func (k *Key) matches(texts []string) error {
 	case tags["p"] == "":
 		return errors.New("p= is empty, which revokes the key")
 	case err != nil:
-		return errors.New("p= is damaged: is a part of the text missing?")
+		return errors.New("the record is cut off (p= is not whole)")
 	case !bytes.Equal(public, k.Public):
-		return errors.New("p= is another key's")
+		return errors.New("the record has another key")
 	case !lists("h", "sha256"):
 		return fmt.Errorf("h=%s forbids sha256", tags["h"])
 	case !lists("s", "email") && !lists("s", "*"):
