@@ -56,6 +56,23 @@ type Entry struct {
 	Detail json.RawMessage `json:"detail"`
 }
 
+const selectListed = `
+	select distinct v from audit, jsonb_array_elements_text(case jsonb_typeof(detail->$2) when 'array' then detail->$2 else '[]' end) v
+	where at > now() - $3::interval and object = $1`
+
+// Listed returns what deeds to an object within a span have in a list of their details.
+func Listed(ctx context.Context, db pg.DB, object, key string, span time.Duration) ([]string, error) {
+	rows, err := db.Query(ctx, selectListed, object, key, span)
+	var list []string
+	if err == nil {
+		list, err = pgx.CollectRows(rows, pgx.RowTo[string])
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the audit: %w", err)
+	}
+	return list, nil
+}
+
 // Filter chooses entries; zero fields choose all.
 type Filter struct {
 	Since time.Duration // done within so long, to the microsecond

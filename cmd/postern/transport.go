@@ -99,13 +99,19 @@ within ten seconds. If it cannot be fetched, the cached policy stays.`,
 					return err
 				}
 				kept, err := transport.Policies(ctx, users.pool, domain, 1)
-				if err == nil && len(kept) > 0 {
-					_, err = fmt.Fprintf(a.stdout, "%s: %s\n", domain, screen.Printable(trust.STSText(&kept[0])))
+				if err != nil || len(kept) == 0 {
+					return err
 				}
-				return err
+				return a.followed(domain, trust.STSText(&kept[0]))
 			})
 		},
 	}
+}
+
+// followed says what holds for a domain once all nodes have read it.
+func (a *app) followed(domain, text string) error {
+	_, err := fmt.Fprintf(a.stdout, "%s: %s\nto do: in ten seconds, 'postern queue retry --domain %[1]s', if mail waits\n", domain, screen.Printable(text))
+	return err
 }
 
 func (a *app) transportOverrideCmd() *cobra.Command {
@@ -158,8 +164,7 @@ within ten seconds.
 				if err != nil {
 					return err
 				}
-				_, err = fmt.Fprintf(a.stdout, "%s: %s\nto do: 'postern queue retry --domain %s', if mail waits\n", domain, screen.Printable(trust.OverrideText(&o)), domain)
-				return err
+				return a.followed(domain, trust.OverrideText(&o))
 			})
 		},
 	}

@@ -124,8 +124,9 @@ func (c *Conn) Proves() bool {
 }
 
 // Unsure reports that a host of the domain may later prove itself, and offer what a message needs,
-// though this one does not: TLS, the policy, or a host of better preference was not available, or
-// DNSSEC would prove this one, and the name server does not validate.
+// though this one does not: TLS, the policy, or a host of better preference was not available; or
+// what would prove this one counts for nothing, since an admin overrides it, or did when the connection
+// began, or since the name server does not validate.
 func (c *Conn) Unsure(ctx context.Context) bool {
 	w := &c.Walk
 	_, offers := c.Client.Extension("REQUIRETLS")
@@ -136,9 +137,12 @@ func (c *Conn) Unsure(ctx context.Context) bool {
 		return true
 	case !offers, c.Proves():
 		return false
+	case w.policy.Source == transport.SourceOverride:
+		w.missed = true // for the hosts after it, too
+		return true
 	}
 	ctx, cancel := context.WithTimeout(ctx, w.d.cfg.LookupTime)
 	defer cancel()
-	w.missed = w.d.cfg.DNS.Lapsed(ctx, w.asked) // for the hosts after it, too
+	w.missed = w.d.cfg.DNS.Lapsed(ctx, w.asked)
 	return w.missed
 }

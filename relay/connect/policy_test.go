@@ -289,6 +289,20 @@ func TestProves(t *testing.T) {
 		{"the policy not to be had", func(h *host) { h.shows("other.test"); h.domain.Unsure = true }, false, false},
 		{"TLS fails", func(h *host) { h.server.TLS = &tls.Config{} }, false, true},
 		{"unusable TLSA", func(h *host) { h.shows("other.test"); h.unusable() }, false, false},
+		{"DANE, overridden, though REQUIRETLS is offered", func(h *host) {
+			h.shows("other.test")
+			h.dane("3")
+			h.offersREQUIRETLS()
+			h.domain.Override = &transport.Override{Level: transport.Encrypted}
+		}, false, true},
+		{"overridden, and REQUIRETLS is not offered", func(h *host) {
+			h.shows("other.test")
+			h.domain.Override = &transport.Override{Level: transport.Encrypted}
+		}, false, false},
+		{"overridden, and proves itself", func(h *host) {
+			h.offersREQUIRETLS()
+			h.domain.Override = &transport.Override{Level: transport.Verified}
+		}, true, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()

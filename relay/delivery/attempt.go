@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"postern/relay/connect"
@@ -78,7 +79,7 @@ func (w *worker) send(j *job) (smtp.Result, error) {
 	unsure := mail.RequireTLS && w.conn.Unsure(w.ctx)
 	w.talking.Store(true)
 	defer w.talking.Store(false)
-	return w.conn.Client.Send(w.ctx, smtp.Transaction{
+	res := w.conn.Client.Send(w.ctx, smtp.Transaction{
 		Mail:      mail,
 		Rcpts:     w.rcpts,
 		Body:      &w.body,
@@ -87,7 +88,11 @@ func (w *worker) send(j *job) (smtp.Result, error) {
 		Unsure:    unsure,
 		EightBit:  m.EightBit,
 		BeforeDot: w.beforeDot,
-	}), nil
+	})
+	if w.count != nil && !unheard(res) && slices.ContainsFunc(res.Stages, func(s smtp.Stage) bool { return s != smtp.StageHello }) {
+		w.count()
+	}
+	return res, nil
 }
 
 // transaction is one that has ended.

@@ -10,6 +10,7 @@ import (
 	"postern/internal/dnstest"
 	"postern/internal/smtptest"
 	"postern/relay/connect"
+	"postern/relay/dkim"
 	"postern/relay/queue"
 	"postern/relay/route"
 	"postern/relay/smtp"
@@ -38,7 +39,7 @@ func TestRequireTLS(t *testing.T) {
 			t.Parallel()
 			server := smtptest.Start(t, smtptest.Config{TLS: ca.ServerConfig(t, "127.0.0.1"), Extensions: test.clear, ExtensionsTLS: test.secure})
 			up := upstreamAt(server)
-			up.TLS = test.mode
+			up.TLS, up.DKIM = test.mode, dkim.Both
 			if up.Verified() {
 				up.CA = string(ca.PEM())
 			}
@@ -58,6 +59,13 @@ func TestRequireTLS(t *testing.T) {
 				}
 			} else if server.Reached(smtptest.PhaseMail) != 0 || o.Reply.Code != 550 || o.Reply.Enhanced.String() != "5.7.30" {
 				t.Errorf("%v after %d MAIL", o.Reply, server.Reached(smtptest.PhaseMail))
+			}
+			unsigned := int64(0)
+			for _, u := range e.Unsigned() {
+				unsigned += u.Transactions
+			}
+			if sent := int64(server.Reached(smtptest.PhaseMail)); unsigned != sent {
+				t.Errorf("%d went unsigned of %d that the server heard of", unsigned, sent)
 			}
 			plain := message(t, "user@one.test")
 			e.Take(plain)

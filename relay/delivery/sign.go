@@ -12,8 +12,9 @@ import (
 
 // sign puts the signatures that the way wants in front of what body gives, and returns the octets of
 // that. A message whose domain has no key, or had none when it was accepted, goes unsigned: it waits
-// for none. The error is about the stored text.
+// for none. The error is about the stored text. w.count counts it once the server hears of it.
 func (w *worker) sign(j *job, size int64) (int64, error) {
+	w.count = nil
 	e, mode := w.d.e, w.signing()
 	if mode == dkim.Off || mode == "" {
 		return size, nil
@@ -26,12 +27,12 @@ func (w *worker) sign(j *job, size int64) (int64, error) {
 		}
 	}
 	if field == nil {
-		if j.Message.UserID != 0 {
-			e.unsigned.add(w.sender(j).DomainKey())
+		if domain := w.sender(j).DomainKey(); j.Message.UserID != 0 {
+			w.count = func() { e.unsigned.add(domain) }
 		}
 		return size, nil
 	}
-	e.signed.Add(1)
+	w.count = func() { e.signed.Add(1) }
 	w.body.edits = append([]surgery.Edit{{Put: field}}, w.body.edits...)
 	return size + int64(len(field)), nil
 }

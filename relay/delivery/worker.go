@@ -41,7 +41,8 @@ type worker struct {
 	dotSent bool        // the final dot was, for all recipients of job that are not settled
 	body    bodyReader
 	rcpts   []smtp.RcptCommand
-	gate    error // the error of the queue's Gate
+	gate    error  // the error of the queue's Gate
+	count   func() // counts the message as signed or unsigned; nil: it is neither
 
 	beforeDot func() error // the method value, made once
 }

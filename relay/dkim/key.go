@@ -82,6 +82,12 @@ func Organisation(domain string) string {
 	return domain
 }
 
+// Registry reports a domain below which anybody can register one, such as com or co.uk.
+func Registry(domain string) bool {
+	suffix, icann := publicsuffix.PublicSuffix(domain)
+	return icann && suffix == domain
+}
+
 // Mode says which keys sign the mail of a way.
 type Mode string
 

@@ -89,13 +89,16 @@ func (r *Resolver) Lapsed(ctx context.Context, since time.Time) (lapsed bool) {
 	return lapsed || r.mended.After(since)
 }
 
-// Watch renews the proofs until ctx ends, so that the log names a server that no longer validates, or
+// Watch renews the proofs each minute until ctx ends, so that the log names a server that no longer validates, or
 // another in its place that is not believed, before mail needs it.
 func (r *Resolver) Watch(ctx context.Context) {
 	var told []string
 	for ctx.Err() == nil {
 		servers := r.Servers()
 		for _, server := range servers {
+			if r.trusts(server) {
+				_, _ = r.prove(ctx, server, faultTime) // without an answer the former proof holds
+			}
 			switch v, err := r.Validation(ctx, server); {
 			case v == Unproved && ctx.Err() == nil:
 				r.cfg.Log.Warn("the name server does not say whether it validates DNSSEC", "server", server, "error", err)

@@ -35,10 +35,11 @@ type deed struct {
 	keys   []Key
 	now    time.Time
 	done   []Key // what the act has made, changed or removed
+	found  []Key // what it has found done
 	every  *int  // days that it has set
 }
 
-// act does one act. The keys that it has done it to are returned.
+// act does one act. The keys that it has done it to, or to which it was done before, are returned.
 func (a *Admin) act(ctx context.Context, action, domain string, do func(ctx context.Context, d *deed) error) (done []Key, err error) {
 	ctx, cancel := context.WithTimeout(ctx, actTime)
 	defer cancel()
@@ -64,7 +65,7 @@ func (a *Admin) act(ctx context.Context, action, domain string, do func(ctx cont
 		if err := do(ctx, d); err != nil {
 			return err
 		}
-		done = d.done
+		done = append(d.found, d.done...)
 		if _, err := tx.Exec(ctx, sqlHurry, domain, d.now); err != nil {
 			return err
 		}
@@ -73,6 +74,9 @@ func (a *Admin) act(ctx context.Context, action, domain string, do func(ctx cont
 		}
 		if _, err := tx.Exec(ctx, sqlChanged); err != nil {
 			return err
+		}
+		if d.done == nil && d.every == nil {
+			return nil
 		}
 		return audit.Record(ctx, tx, a.Actor, audit.Deed{Action: action, Object: domain, Detail: d.detail()})
 	})
@@ -103,8 +107,12 @@ func Unknown(domain string) error {
 	return refusal.NotFound("there is no DKIM key for %s; 'postern dkim add %[1]s' makes one", domain)
 }
 
-// Add makes keys for a domain that has none of these algorithms. Errors: refusal.ErrExists.
+// Add makes keys for a domain that has none of these algorithms. Errors: refusal.ErrExists,
+// refusal.ErrInvalid.
 func (a *Admin) Add(ctx context.Context, domain string, algorithms []dkim.Algorithm, everyDays int) ([]Key, error) {
+	if dkim.Registry(domain) {
+		return nil, refusal.Invalid("%s is a public suffix, below which others have their domains: name the domain of the senders", domain)
+	}
 	return a.act(ctx, "dkim add", domain, func(ctx context.Context, d *deed) error {
 		for _, alg := range algorithms {
 			if of(d.keys, alg, Pending) != nil || of(d.keys, alg, Active) != nil {
@@ -123,7 +131,11 @@ func (a *Admin) Add(ctx context.Context, domain string, algorithms []dkim.Algori
 
 // make makes a pending key.
 func (d *deed) make(ctx context.Context, s *seal.Sealer, alg dkim.Algorithm) error {
-	m, err := newKey(s, d.domain, alg, d.now, d.keys)
+	taken, err := used(ctx, d.Tx, d.domain, d.keys)
+	if err != nil {
+		return err
+	}
+	m, err := newKey(s, d.domain, alg, d.now, taken)
 	if err != nil {
 		return err
 	}
@@ -144,7 +156,7 @@ func (a *Admin) Rotate(ctx context.Context, domain string) ([]Key, error) {
 		for _, alg := range dkim.Algorithms() {
 			switch pending := of(d.keys, alg, Pending); {
 			case pending != nil:
-				d.done = append(d.done, *pending)
+				d.found = append(d.found, *pending)
 			case of(d.keys, alg, Active) == nil:
 			default:
 				if err := d.make(ctx, a.Sealer, alg); err != nil {
@@ -152,7 +164,7 @@ func (a *Admin) Rotate(ctx context.Context, domain string) ([]Key, error) {
 				}
 			}
 		}
-		if d.done == nil {
+		if d.done == nil && d.found == nil {
 			return refusal.Invalid("%s has no key that signs; 'postern dkim add %[1]s' makes one", domain)
 		}
 		return nil
@@ -202,7 +214,7 @@ func (a *Admin) Retire(ctx context.Context, domain, selector string) ([]Key, err
 		switch {
 		case d.done == nil:
 			return refusal.Invalid("no such key of %s is pending or active", domain)
-		case selector == "":
+		case selector == "" && list[0].EveryDays != 0:
 			return d.setEvery(ctx, 0)
 		}
 		return nil

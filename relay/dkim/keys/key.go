@@ -9,11 +9,13 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"postern/auth/audit"
 	"postern/internal/pg"
 	"postern/relay/dkim"
 	"postern/relay/seal"
@@ -133,12 +135,22 @@ type made struct {
 	sealed []byte
 }
 
+// used are the selectors of a domain's keys, and of those that an admin has removed lately: receivers
+// may keep the record of one, and verify mail that it has signed.
+func used(ctx context.Context, db pg.DB, domain string, list []Key) ([]string, error) {
+	selectors, err := audit.Listed(ctx, db, domain, "selectors", 2*day)
+	for _, k := range list {
+		selectors = append(selectors, k.Selector)
+	}
+	return selectors, err
+}
+
 // newKey makes a pending key whose selector is not among those that are taken.
-func newKey(s *seal.Sealer, domain string, a dkim.Algorithm, now time.Time, taken []Key) (m made, err error) {
+func newKey(s *seal.Sealer, domain string, a dkim.Algorithm, now time.Time, taken []string) (m made, err error) {
 	m.Key = Key{Domain: domain, Algorithm: a, State: Pending, Since: now, CreatedAt: now}
 	selector := "p" + now.UTC().Format("20060102") + "-" + string(a)
 	m.Selector = selector
-	for n := 2; has(taken, m.Selector); n++ {
+	for n := 2; slices.Contains(taken, m.Selector); n++ {
 		m.Selector = fmt.Sprintf("%s-%d", selector, n)
 	}
 	private, public, err := generate(a)

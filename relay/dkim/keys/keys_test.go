@@ -459,8 +459,16 @@ func TestActs(t *testing.T) {
 	if again[0].Selector != both[0].Selector+"-2" {
 		t.Errorf("the second selector of a day is %s", again[0].Selector)
 	}
+	next, err := s.admin.Rotate(ctx, "shop.test")
+	if must(t, err); len(next) != 2 {
+		t.Errorf("the next keys are %v", next)
+	}
+	same, err := s.admin.Rotate(ctx, "shop.test") // which makes nothing, and is not in the audit
+	if must(t, err); len(same) != 2 {
+		t.Errorf("the next keys are %v", same)
+	}
 	done, err := s.admin.Retire(ctx, "shop.test", "")
-	if must(t, err); len(done) != 2 {
+	if must(t, err); len(done) != 3 {
 		t.Errorf("retired %v", done)
 	}
 	s.round()
@@ -473,9 +481,21 @@ func TestActs(t *testing.T) {
 	if domains != 0 {
 		t.Errorf("%d domains are left", domains)
 	}
+	for _, k := range s.add("shop.test", dkim.RSA, dkim.Ed25519) {
+		if want := both[0].CreatedAt.UTC().Format("p20060102-") + string(k.Algorithm) + "-3"; k.Selector != want {
+			t.Errorf("after two selectors of the day that were removed there is %s, want %s", k.Selector, want)
+		}
+	}
+	_, err = s.admin.Add(ctx, "co.uk", []dkim.Algorithm{dkim.RSA}, 0)
+	refused(t, err, refusal.ErrInvalid, "co.uk is a public suffix")
+	var ages int
+	must(t, s.db.Pool.QueryRow(ctx, `select count(*) from audit where detail ? 'every_days'`).Scan(&ages))
+	if ages != 0 {
+		t.Errorf("the audit has %d changes of the age", ages)
+	}
 	var deeds []string
 	must(t, s.db.Pool.QueryRow(ctx, `select array_agg(action || ' ' || object order by id) from audit`).Scan(&deeds))
-	if want := []string{"dkim add shop.test", "dkim retire shop.test", "dkim add shop.test", "dkim retire shop.test", "dkim remove shop.test"}; !slices.Equal(deeds, want) {
+	if want := []string{"dkim add shop.test", "dkim retire shop.test", "dkim add shop.test", "dkim rotate shop.test", "dkim retire shop.test", "dkim remove shop.test", "dkim add shop.test"}; !slices.Equal(deeds, want) {
 		t.Errorf("audit %q, want %q", deeds, want)
 	}
 }

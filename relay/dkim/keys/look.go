@@ -196,7 +196,11 @@ func (r *Ring) lookAt(ctx context.Context, dns *resolver.Resolver, v visit) erro
 	}
 	var fresh []made
 	for _, a := range overdue(list, v.now) {
-		m, err := newKey(r.cfg.Sealer, v.domain, a, v.now, list)
+		taken, err := used(read, r.cfg.Pool, v.domain, list)
+		if err != nil {
+			return err
+		}
+		m, err := newKey(r.cfg.Sealer, v.domain, a, v.now, taken)
 		if err != nil {
 			return err
 		}
