@@ -53,7 +53,7 @@ var configKinds = []kind{
 func (c *checkup) lookAtConfig(_ context.Context, r *report) {
 	switch {
 	case c.bad != nil:
-		r.add("config.invalid", "configuration", "%v", c.bad)
+		r.add("config.invalid", "configuration", "%s", strings.TrimPrefix(c.bad.Error(), "configuration "))
 	case !c.found:
 		r.add("config.missing", "configuration", "no file")
 	default:

@@ -74,7 +74,7 @@ func (c *checkup) lookAtDNS(ctx context.Context, r *report) {
 	addrs, err := c.hostAddresses(ctx, hostname)
 	switch {
 	case err != nil:
-		r.add("dns.resolver", "dns", "asked for %s: %v", hostname, err)
+		r.add("dns.resolver", "dns", "asked for %s: %s", hostname, receiver.Cause(err))
 		return
 	case len(addrs) == 0:
 		r.add("dns.hostname-none", "dns", "%s has no address", hostname)

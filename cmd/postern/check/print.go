@@ -18,7 +18,11 @@ func Print(out io.Writer, found []health.Finding) error {
 	if isNarrow(out, found) {
 		t.Head = []string{"", "FINDING"}
 		add = func(status, subject, text string) {
-			if subject != "" {
+			if status == string(health.OK) {
+				t.Add(status, subject+": "+text)
+				return
+			}
+			if status != "" {
 				t.Add(status, subject)
 			}
 			t.Add("", text)

@@ -36,12 +36,13 @@ func TestNarrowFindings(t *testing.T) {
 	found := []health.Finding{
 		{ID: "dkim.record", Status: health.Failed, Subject: "key p20261130-rsa of relay.example.com", Text: "all name servers: no record", Todo: "publish it"},
 		{ID: "dkim.record", Status: health.Failed, Subject: "key p20261130-ed25519 of relay.example.com", Text: "all name servers: no record", Todo: "publish it"},
+		{ID: "dns.ptr", Status: health.OK, Subject: "address 192.0.2.1", Text: "its name is relay.test"},
 	}
 	for width, want := range map[int]string{
 		80: "        FINDING\nfailed  key p20261130-rsa of relay.example.com\n        all name servers: no record [dkim.record]\n" +
-			"failed  key p20261130-ed25519 of relay.example.com\n        all name servers: no record [dkim.record]\n        to do: publish it\n",
+			"failed  key p20261130-ed25519 of relay.example.com\n        all name servers: no record [dkim.record]\n        to do: publish it\nok      address 192.0.2.1: its name is relay.test\n",
 		120: "        SUBJECT                                     FINDING\nfailed  key p20261130-rsa of relay.example.com      all name servers: no record [dkim.record]\n" +
-			"failed  key p20261130-ed25519 of relay.example.com  all name servers: no record [dkim.record]\n" + strings.Repeat(" ", 52) + "to do: publish it\n",
+			"failed  key p20261130-ed25519 of relay.example.com  all name servers: no record [dkim.record]\n" + strings.Repeat(" ", 52) + "to do: publish it\nok      address 192.0.2.1                           its name is relay.test\n",
 	} {
 		var out bytes.Buffer
 		if err := Print(screen.Writer{Writer: &out, Width: width}, found); err != nil || out.String() != want {

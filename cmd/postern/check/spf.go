@@ -107,9 +107,9 @@ func addSPF(r *report, subject string, f receiver.Finding) {
 		found.Publish, found.Todo = f.Publish, strings.ReplaceAll(found.Todo, "TERM", receiver.Term(netip.MustParseAddr(f.Of)))
 		r.take(found)
 	case spf.PermError:
-		r.add("spf.broken", subject, "SPF: %s", f.Why)
+		r.add("spf.broken", subject, "SPF: %s", f.Cause)
 	default:
-		r.add("spf.unknown", subject, "SPF: %s", f.Why)
+		r.add("spf.unknown", subject, "SPF: %s", f.Cause)
 	}
 }
 

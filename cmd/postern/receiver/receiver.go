@@ -224,12 +224,12 @@ func (r Receiver) Name(ctx context.Context, addr netip.Addr) (name string, names
 		return "", nil, nil
 	}
 	if err != nil {
-		return "", nil, fmt.Errorf("asked for its name: %w", err)
+		return "", nil, fmt.Errorf("asked for its name: %s", Cause(err))
 	}
 	for _, name := range names[:min(len(names), mostNames)] {
 		forward, err := r.DNS.Addresses(ctx, name)
 		if err != nil && !errors.Is(err, resolver.ErrNone) {
-			return "", names, fmt.Errorf("asked for %s: %w", name, err)
+			return "", names, fmt.Errorf("asked for %s: %s", name, Cause(err))
 		}
 		if slices.Contains(forward.List, addr) {
 			return strings.TrimSuffix(name, "."), names, nil

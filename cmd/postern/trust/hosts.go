@@ -66,7 +66,7 @@ func Hosts(ctx context.Context, cfg connect.Config, domain string) (hosts []Host
 		if d.Err != nil {
 			one.Demands, one.Trouble, one.Fails = "", d.Err.Error(), d.Permanent
 		}
-		if d.Permanent && d.Host == domain { // which is no mail host, as it has none
+		if d.Permanent && d.Host == domain { // it has no mail host
 			one.Host, one.Source = "", ""
 		}
 		hosts = append(hosts, one)

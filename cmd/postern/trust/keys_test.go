@@ -4,7 +4,6 @@ import (
 	"testing"
 	"time"
 
-	"postern/relay/dkim"
 	"postern/relay/dkim/keys"
 )
 
@@ -12,13 +11,13 @@ import (
 func TestNotes(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 11, 30, 12, 0, 0, 0, time.Local)
-	active := keys.Key{Domain: "shop.test", Algorithm: dkim.RSA, State: keys.Active, Since: now, EveryDays: 180}
-	pending := keys.Key{Domain: "shop.test", Algorithm: dkim.RSA, State: keys.Pending}
+	active := keys.Key{Domain: "shop.test", Algorithm: "rsa", State: keys.Active, Since: now, EveryDays: 180}
+	pending := keys.Key{Domain: "shop.test", Algorithm: "rsa", State: keys.Pending}
 	published := pending
 	published.LookedAt = now
 	lacking := published
 	lacking.Found = "ns1.shop.test: no record"
-	retiring := keys.Key{Domain: "shop.test", Algorithm: dkim.RSA, State: keys.Retiring}
+	retiring := keys.Key{Domain: "shop.test", Algorithm: "rsa", State: keys.Retiring}
 	for want, list := range map[string][]keys.Key{
 		"next key on 2027-05-15":               {active},
 		"":                                     {active, pending},
