@@ -199,6 +199,9 @@ func (c *deliveryCounts) attempt(a maillog.AttemptEnd) {
 		c.noRoute.Inc()
 		return
 	}
+	if a.Result == "suppressed" { // counted at RCPT
+		return
+	}
 	key := outcomeKey{"deferred", viaUpstream} // as in the log, an unknown result is a deferral
 	if a.Result == "delivered" || a.Result == "failed" {
 		key.outcome = a.Result

@@ -23,6 +23,8 @@ type account struct {
 	senders      []string
 	resend       []string // of senders
 	limits       []quota.Limit
+	recipients   []RecipientPattern
+	suppressed   Suppressed
 	stay         stay // of the network that was asked for
 }
 
@@ -56,6 +58,7 @@ func (a account) identity() Identity {
 	return Identity{
 		UserID: a.id, CredentialID: a.credentialID, Name: a.name,
 		Senders: a.senders, Resend: a.resend, Limits: a.limits, Expires: a.expires,
+		Recipients: a.recipients, Suppressed: a.suppressed,
 	}
 }
 
@@ -82,7 +85,10 @@ const (
 		        from limit_rule l
 		        where coalesce(l.user_id, 0) = any(array[u.id, 0]) and coalesce(l.credential_id, 0) = any(array[0, c.id])
 		          and l.domain = any(array['', split_part(u.name, '@', 2)])
-		          and not (coalesce(u.no_limit_defaults, false) and l.user_id is null and l.domain = ''))`
+		          and not (coalesce(u.no_limit_defaults, false) and l.user_id is null and l.domain = '')),
+		       (select json_agg(json_build_object('Credential', coalesce(r.credential_id, 0), 'Allow', r.allow, 'Pattern', r.pattern) order by r.credential_id nulls first, r.allow, r.pattern)
+		        from recipient_pattern r where r.user_id = u.id and (r.credential_id is null or r.credential_id = c.id)),
+		       coalesce(c.suppressed, '')`
 	accountByPassword = accountColumns + `, k.first_at, k.last_at
 		from (select $1::text as name, $2::bigint as credential) asked
 		left join app_user u on u.name = asked.name
@@ -117,7 +123,7 @@ func (s *Store) scanAccount(ctx context.Context, sql string, args ...any) (accou
 	var a account
 	var expires, since, last *time.Time
 	err := s.db.QueryRow(ctx, sql, args...).Scan(&a.id, &a.version, &a.name, &a.enabled,
-		&a.credentialID, &a.hash, &expires, &a.networks, &a.senders, &a.resend, &a.limits, &since, &last)
+		&a.credentialID, &a.hash, &expires, &a.networks, &a.senders, &a.resend, &a.limits, &a.recipients, &a.suppressed, &since, &last)
 	if err != nil {
 		return account{}, err
 	}

@@ -137,7 +137,7 @@ create table recipient (
 	next_attempt_at    timestamptz not null default now(),
 	expires_at         timestamptz not null,
 	reply_code         integer     not null default 0,     -- the last reply, as are the other reply columns
-	tell               smallint    not null,               -- 1 failure, 2 delay, 4 success: what the sender wants to hear
+	tell               smallint    not null,               -- 1 failure, 2 delay, 4 success: what the sender wants to hear; 8: it is suppressed
 	notify             smallint    not null,               -- RFC 3461, to be passed on
 	dot_possible       boolean     not null default false, -- the owner may have sent the final dot
 	possible_duplicate boolean     not null default false, -- an earlier owner may have delivered
@@ -230,7 +230,7 @@ create table history (
 	dsn_passed         boolean     not null default false,
 	fenced             boolean     not null default false, -- the epoch had lost the row: recorded, not applied
 	started_at         timestamptz,
-	result             text        not null check (result in ('delivered', 'deferred', 'failed', 'expired', 'unknown',
+	result             text        not null check (result in ('delivered', 'deferred', 'failed', 'suppressed', 'expired', 'unknown',
 	                                                          'noticed', 'retry', 'hold', 'release', 'cancel', 'resolve', 'resend', 'void')),
 	local              text        not null default '',
 	domain             text        not null default '',

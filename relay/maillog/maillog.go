@@ -182,7 +182,7 @@ func (l *Logger) Refused(r Refusal) {
 }
 
 // AttemptEnd is the end of one delivery attempt for one recipient. The event has
-// the name of the result: "delivered", "deferred" or "failed".
+// the name of the result: "delivered", "deferred" or "failed", which a suppressed recipient is too.
 type AttemptEnd struct {
 	ID                string
 	Recipient         smtp.Address
@@ -272,6 +272,8 @@ func resultEvent(result string) string {
 	switch result {
 	case "delivered", "failed":
 		return result
+	case "suppressed":
+		return "failed"
 	}
 	return "deferred" // an unknown result is a deferral everywhere in the relay
 }

@@ -547,7 +547,11 @@ func (g *group) add(j *submittal, strict bool) {
 		key := r.Address.DomainKey()
 		g.keyed, g.hasORcpt = g.keyed || key != r.Address.Domain, g.hasORcpt || r.ORcptType != "" || r.ORcpt != ""
 		g.rMessage, g.rN = append(g.rMessage, int32(len(g.id))), append(g.rN, int32(r.N))
-		g.tell, g.notify = append(g.tell, tells(m.Sender, r.Notify)), append(g.notify, int16(r.Notify))
+		tell := tells(m.Sender, r.Notify)
+		if r.Suppressed {
+			tell |= isSuppressed
+		}
+		g.tell, g.notify = append(g.tell, tell), append(g.notify, int16(r.Notify))
 		g.key, g.rLocal, g.rDomain = append(g.key, key), append(g.rLocal, r.Address.Local), append(g.rDomain, r.Address.Domain)
 		g.rType, g.orcpt = append(g.rType, pg.Storable(r.ORcptType)), append(g.orcpt, pg.Storable(r.ORcpt))
 	}

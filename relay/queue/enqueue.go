@@ -21,6 +21,8 @@ const (
 	tellFailure int16 = 1 << iota
 	tellDelay
 	tellSuccess
+	// isSuppressed stands beside them so that it costs no column: the recipient is Suppressed.
+	isSuppressed
 )
 
 // submittal is one message on its way into the queue.

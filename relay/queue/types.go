@@ -83,8 +83,10 @@ type Recipient struct {
 	// StaysWith is the only way that may be taken, as Outcome.Upstream; "": any. An earlier
 	// attempt may have delivered there.
 	StaysWith string
-	WaitsFor  string        // that of its last Outcome
-	Expires   time.Duration // time left of its lifetime at the claim; ≤ 0: it is over
+	WaitsFor  string // that of its last Outcome
+	// Suppressed says that the address gets no mail, though the message was accepted: it is settled so.
+	Suppressed bool
+	Expires    time.Duration // time left of its lifetime at the claim; ≤ 0: it is over
 }
 
 // Delivery is one message with those recipients that this node owns under Epoch. Its
@@ -103,6 +105,8 @@ const (
 	Delivered Result = "delivered"
 	Deferred  Result = "deferred"
 	Failed    Result = "failed"
+	// Suppressed is the end of a recipient that is Suppressed: failed, without an attempt.
+	Suppressed Result = "suppressed"
 )
 
 // DoubtWait is the least wait of mail in doubt before it is tried again: a server that has taken it
@@ -136,6 +140,8 @@ type Outcome struct {
 	Unknown bool
 	// DSNPassed says that the next hop took over the duties of NOTIFY.
 	DSNPassed bool
+	// NoMailbox says that Reply is the recipient's own mail host's, of which suppression.NoMailbox is true.
+	NoMailbox bool
 	// MidText says that the server gave Reply in the middle of the message's text, and not in answer
 	// to a command.
 	MidText bool

@@ -55,11 +55,12 @@ type Node struct {
 	front  *front // accepts mail; nil with --only delivery
 	back   *back  // sends it on; nil with --only submission
 
-	keys      sealing
-	signing   signing
-	queue     *queue.Queue
-	anomaly   *anomaly.Detector
-	retention *retention.Retention
+	keys        sealing
+	signing     signing
+	suppressing suppressing
+	queue       *queue.Queue
+	anomaly     *anomaly.Detector
+	retention   *retention.Retention
 
 	metrics    *metrics // nil without an admin address, as the next
 	admin      *adminPages
@@ -235,6 +236,9 @@ func (n *Node) buildQueue(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := n.buildSuppression(ctx); err != nil {
+		return err
+	}
 	q := n.Config.Queue
 	suspect := func(err error) bool { return n.queue.Suspect(err) }
 	n.anomaly = anomaly.New(anomaly.Config{Pool: workPool, Log: n.Log, Guard: n.guard, Trouble: suspect})
@@ -251,7 +255,7 @@ func (n *Node) buildQueue(ctx context.Context) error {
 		DiskFree: n.diskFree(),
 		Near:     n.nearLimit(workPool),
 		Observer: n.metrics.queueObserver(),
-		Watcher:  n.anomaly, LargeStored: n.retention.LargeStored,
+		Watcher:  n.anomaly, LargeStored: n.retention.LargeStored, Suppressed: n.suppressing.list,
 		HoldMade: n.held(workPool, n.mail.Hold), HoldEnded: n.held(workPool, n.mail.Released),
 	})
 	if err := n.openKeys(ctx, workPool); err != nil {
@@ -315,6 +319,7 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	n.anomaly.Start()
 	n.retention.Start()
+	n.startSuppression()
 	n.startKeys()
 	if err := n.startSigning(startCtx); err != nil {
 		return err
@@ -332,6 +337,7 @@ func (n *Node) start(ctx context.Context) error {
 func (n *Node) closeQueue(ctx context.Context) error {
 	n.anomaly.Close()
 	n.retention.Close()
+	n.suppressing.close()
 	n.signing.close()
 	n.keys.close()
 	return n.queue.Close(ctx)
