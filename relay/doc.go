@@ -10,6 +10,7 @@
 //	queue/content the octets of messages, in pieces
 //	queue/desk    what operators do with it: list, trace, hold, release, cancel, resolve
 //	queue/reserve disk space of the database, reserved for outcomes
+//	suppression   the addresses that get no more mail, by bounces and by admins
 //	anomaly       holds the mail of a user whose account looks stolen
 //	retention     deletes old data
 //	certificate   the certificates that the listeners present

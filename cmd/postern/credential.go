@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net/netip"
 	"slices"
 	"strconv"
 	"time"
@@ -14,13 +13,12 @@ import (
 	"postern/auth"
 	"postern/cmd/postern/account"
 	"postern/cmd/postern/screen"
-	"postern/internal/units"
 	"postern/relay/queue/desk"
 )
 
 func (a *app) credentialCmd() *cobra.Command {
 	return noun("credential", "the password and the generated secrets of users",
-		a.credentialAddCmd(), a.credentialListCmd(), a.credentialRevokeCmd())
+		a.credentialAddCmd(), a.credentialListCmd(), a.credentialRevokeCmd(), a.recipients().Set())
 }
 
 func (a *app) credentialAddCmd() *cobra.Command {
@@ -45,11 +43,11 @@ chooses, use 'user passwd'.`,
 			}
 			n := auth.NewCredential{Label: label}
 			var err error
-			if n.Expires, err = parseExpiry(expires, time.Now()); err != nil {
-				return err
+			if n.Expires, err = account.ParseExpiry(expires, time.Now()); err == nil {
+				n.Networks, err = account.ParseNetworks(networks)
 			}
-			if n.Networks, err = parseNetworks(networks); err != nil {
-				return err
+			if err != nil {
+				return invalidUse(err)
 			}
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
 				c, secret, err := users.AddCredential(ctx, args[0], n)
@@ -72,46 +70,6 @@ chooses, use 'user passwd'.`,
 	f.StringArrayVar(&networks, "network", nil, "accept it only from this `CIDR`; may be repeated")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
-}
-
-// parseExpiry takes a span of time from now, a date (its beginning, here) or a moment.
-func parseExpiry(s string, now time.Time) (time.Time, error) {
-	if s == "" {
-		return time.Time{}, nil
-	}
-	t, err := time.ParseInLocation(time.DateOnly, s, time.Local)
-	if err != nil {
-		t, err = time.Parse(time.RFC3339, s)
-	}
-	if err != nil {
-		d, notSpan := units.ParseSpan(s)
-		t, err = now.Add(d), notSpan
-	}
-	switch {
-	case err != nil:
-		return time.Time{}, usagef("--expires: %q is neither a span such as 90d nor a date such as 2027-01-31", s)
-	case !t.After(now):
-		return time.Time{}, usagef("--expires: %s is in the past", s)
-	}
-	return t, nil
-}
-
-// parseNetworks takes networks, and single addresses as well.
-func parseNetworks(list []string) (networks []netip.Prefix, err error) {
-	for _, s := range list {
-		p, err := netip.ParsePrefix(s)
-		if addr, notAddr := netip.ParseAddr(s); err != nil && notAddr == nil && addr.Zone() == "" {
-			p, err = netip.PrefixFrom(addr, addr.BitLen()), nil
-		}
-		switch {
-		case err != nil:
-			return nil, usagef("--network: %q is not a network such as 192.0.2.0/24 or 2001:db8::/48", s)
-		case p != p.Masked():
-			return nil, usagef("--network: %s has bits set after the prefix: write %s", s, p.Masked())
-		}
-		networks = append(networks, p)
-	}
-	return networks, nil
 }
 
 func (a *app) credentialListCmd() *cobra.Command {
