@@ -39,5 +39,5 @@ create unique index recipient_pattern_match on recipient_pattern (user_id, coale
 -- The cascade.
 create index recipient_pattern_credential on recipient_pattern (credential_id) where credential_id is not null;
 
--- What a suppressed recipient of mail by the credential becomes.
+-- Mail by the credential refuses suppressed recipients, accepts them to fail, or ignores the list.
 alter table credential add column suppressed text not null default 'refuse' check (suppressed in ('refuse', 'accept', 'ignore'));

@@ -5,8 +5,8 @@ import (
 	"postern/relay/smtp"
 )
 
-// Recipient judges whether id may write to an address. What the user is denied, or not allowed, no
-// credential allows; patterns are compared as those of senders.
+// Recipient judges whether id may write to an address. No credential allows
+// more than its user has; patterns are compared as those of senders.
 func Recipient(id auth.Identity, to smtp.Address) Verdict {
 	rule := ""
 	for start := 0; start < len(id.Recipients); {

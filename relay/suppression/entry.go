@@ -11,7 +11,7 @@ import (
 	"postern/relay/smtp"
 )
 
-// Who made an entry.
+// The makers of entries.
 const (
 	Bounce = "bounce"
 	Admin  = "admin"

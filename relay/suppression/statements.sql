@@ -10,8 +10,8 @@ where s.user_id in (0, @user_id) and s.address = any(@addresses::text[]) and (s.
 order by s.user_id, s.address limit 1
 
 -- name: changes
--- What was added by transactions since one, and that from which on the next look has to ask: all
--- before it have ended.
+-- Reads what was added by transactions since one, and that from which on the next look has to ask:
+-- all before it have ended.
 select x.since::text, s.address
 from (select pg_snapshot_xmin(pg_current_snapshot()) as since) x
 left join lateral (select address from suppression where changed >= @since::text::xid8 limit @most) s on true
