@@ -173,24 +173,20 @@ func TestAdminsEntryStays(t *testing.T) {
 	b := newSuppressing(t)
 	store := suppression.NewStore(b.db.Pool, "alice")
 	owner := suppression.Owner{UserID: 1, Name: "shop"}
-	put := func(e suppression.Entry) {
+	put := func(address, reason string, expires *time.Time) {
 		t.Helper()
-		list, err := suppression.Check(owner, []suppression.Entry{e})
-		if err == nil {
-			err = store.Put(t.Context(), owner, "suppression add", list, nil)
-		}
-		if err != nil {
+		if _, err := store.Add(t.Context(), owner, []string{address}, reason, expires); err != nil {
 			t.Fatal(err)
 		}
 	}
-	put(suppression.Entry{Address: "bob@EXAMPLE.net", Reason: "asked"})
+	put("bob@EXAMPLE.net", "asked", nil)
 	b.settle(b.put(1, "bob@example.net"), queue.Failed)
 	b.settle(b.put(1, "bob@example.net"), queue.Delivered)
 	if e := b.find(1, "bob@example.net"); e == nil || e.Source != suppression.Admin || e.ExpiresAt != nil || e.Reason != "asked" {
 		t.Errorf("entry %+v", e)
 	}
 	soon := time.Now().Add(time.Hour)
-	put(suppression.Entry{Address: "bob@example.net", ExpiresAt: &soon})
+	put("bob@example.net", "", &soon)
 	queuetest.Exec(t, b.db, `update suppression set expires_at = clock_timestamp() - interval '1 hour'`)
 	b.settle(b.put(1, "bob@example.net"), queue.Failed)
 	if e := b.find(1, "bob@example.net"); e == nil || e.Source != suppression.Bounce || !near(days(e), 7) {

@@ -21,7 +21,7 @@ var (
 	sqlCount  = texts.Bind("count", "user_id")
 )
 
-// Chunk is how many entries one transaction of Put writes, and one look of Each reads.
+// Chunk is how many entries one transaction of Import writes, and one look of Each reads.
 const Chunk = 1000
 
 // MaxReason bounds the reason of an entry, in octets.
@@ -71,40 +71,66 @@ func (e *Entry) check(o Owner, now time.Time) (err error) {
 	return nil
 }
 
-// Put adds entries, or puts them in the place of those that are there, Chunk by Chunk; done hears how
-// many are written. action is what the audit calls it. The addresses must be canonical, as Check
-// leaves them, each but once. Errors are the database's.
-func (s *Store) Put(ctx context.Context, o Owner, action string, entries []Entry, done func(n int)) error {
+// Add suppresses addresses for a reason until a time, nil for ever, and returns the entries, which take
+// the place of those that are there. Errors: refusal.ErrInvalid.
+func (s *Store) Add(ctx context.Context, o Owner, addresses []string, reason string, expires *time.Time) ([]Entry, error) {
+	var list []Entry
+	for _, a := range addresses {
+		list = append(list, Entry{Address: a, Reason: reason, ExpiresAt: expires})
+	}
+	list, err := Check(o, list)
+	if err != nil {
+		return nil, err
+	}
+	detail := map[string]any{"addresses": addressesOf(list), "reason": reason}
+	if expires != nil {
+		detail["expires"] = expires
+	}
+	return list, s.put(ctx, o, list, audit.Deed{Action: "suppression add", Object: o.String(), Detail: detail})
+}
+
+// Import adds entries as Check leaves them, Chunk by Chunk, as Add does; done hears how many are written.
+// Errors are the database's.
+func (s *Store) Import(ctx context.Context, o Owner, entries []Entry, done func(n int)) error {
 	written := 0
+	deeds := []audit.Deed{{Action: "suppression import", Object: o.String(), Detail: map[string]any{"entries": len(entries)}}}
 	for part := range slices.Chunk(entries, Chunk) {
-		err := s.change(ctx, func(ctx context.Context, tx pgx.Tx) ([]audit.Deed, error) {
-			var address, source, reason, reply []string
-			var added, expires []*time.Time
-			for i := range part {
-				e := &part[i]
-				address, source, reason, reply = append(address, e.Address), append(source, e.Source), append(reason, e.Reason), append(reply, e.Reply)
-				expires, added = append(expires, e.ExpiresAt), append(added, nullTime(e.AddedAt))
-			}
-			if _, err := tx.Exec(ctx, sqlPut, o.UserID, address, source, reason, reply, added, expires); err != nil || written > 0 {
-				return nil, err
-			}
-			detail := map[string]any{"entries": len(entries)}
-			if len(entries) <= 10 {
-				detail = map[string]any{"addresses": address, "reason": part[0].Reason, "expires": part[0].ExpiresAt}
-			}
-			return []audit.Deed{{Action: action, Object: o.String(), Detail: detail}}, nil
-		})
-		if err != nil {
-			return fmt.Errorf("%s: %d of %d entries are written: %w", action, written, len(entries), err)
+		if err := s.put(ctx, o, part, deeds...); err != nil {
+			return fmt.Errorf("%d of %d entries are imported: %w", written, len(entries), err)
 		}
-		if written += len(part); done != nil {
-			done(written)
-		}
+		deeds = nil // one for all
+		written += len(part)
+		done(written)
 	}
 	return nil
 }
 
-// Check brings entries into the form that Put wants, the last of those with one address. Errors:
+func (s *Store) put(ctx context.Context, o Owner, part []Entry, deeds ...audit.Deed) error {
+	var source, reason, reply []string
+	var added, expires []*time.Time
+	for i := range part {
+		e := &part[i]
+		source, reason, reply = append(source, e.Source), append(reason, e.Reason), append(reply, e.Reply)
+		expires, added = append(expires, e.ExpiresAt), append(added, nullTime(e.AddedAt))
+	}
+	err := s.change(ctx, func(ctx context.Context, tx pgx.Tx) ([]audit.Deed, error) {
+		_, err := tx.Exec(ctx, sqlPut, o.UserID, addressesOf(part), source, reason, reply, added, expires)
+		return deeds, err
+	})
+	if err != nil {
+		return fmt.Errorf("add suppressions: %w", err)
+	}
+	return nil
+}
+
+func addressesOf(list []Entry) (addresses []string) {
+	for i := range list {
+		addresses = append(addresses, list[i].Address)
+	}
+	return addresses
+}
+
+// Check brings entries into the form that is stored, the last of those with one address. Errors:
 // refusal.ErrInvalid, with the number of the entry if there are several.
 func Check(o Owner, entries []Entry) ([]Entry, error) {
 	now := time.Now()

@@ -165,7 +165,7 @@ func TestFile(t *testing.T) {
 	if list, err = suppression.Check(from, append(list, list[3])); err != nil || len(list) != n {
 		t.Fatal(len(list), err)
 	}
-	if err := store.Put(t.Context(), from, "suppression import", list, func(n int) { heard = append(heard, n) }); err != nil {
+	if err := store.Import(t.Context(), from, list, func(n int) { heard = append(heard, n) }); err != nil {
 		t.Fatal(err)
 	}
 	if fmt.Sprint(heard) != fmt.Sprint([]int{suppression.Chunk, 2 * suppression.Chunk, n}) {
@@ -189,7 +189,7 @@ func TestFile(t *testing.T) {
 	if list, err = suppression.ParseCSV(strings.NewReader(file), to); err != nil {
 		t.Fatal(err)
 	}
-	if err := store.Put(t.Context(), to, "suppression import", list, nil); err != nil {
+	if err := store.Import(t.Context(), to, list, func(int) {}); err != nil {
 		t.Fatal(err)
 	}
 	if copied := export(to); copied != file {
@@ -228,11 +228,7 @@ func TestRemove(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	store, owner := suppression.NewStore(db.Pool, "alice"), suppression.Owner{}
-	list, err := suppression.Check(owner, []suppression.Entry{{Address: "a@x.test"}, {Address: "*@y.test"}})
-	if err == nil {
-		err = store.Put(t.Context(), owner, "suppression add", list, nil)
-	}
-	if err != nil {
+	if _, err := store.Add(t.Context(), owner, []string{"a@x.test", "*@y.test", "a@X.test"}, "", nil); err != nil {
 		t.Fatal(err)
 	}
 	count := func() int {

@@ -43,22 +43,16 @@ seconds. With --global an address may be a pattern: *@example.com blocks a domai
 				if err != nil || d < time.Minute {
 					return refusal.Invalid("--for: %q is not a span of time of at least a minute, such as 30d", span)
 				}
-				at := time.Now().Add(d)
+				at := time.Now().Add(d).Truncate(time.Second)
 				expires = &at
-			}
-			var list []suppression.Entry
-			for _, a := range args {
-				list = append(list, suppression.Entry{Address: a, Reason: reason, ExpiresAt: expires})
 			}
 			return s.With(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, actor string) error {
 				o, err := of.owner(ctx, pool)
 				if err != nil {
 					return err
 				}
-				if list, err = suppression.Check(o, list); err != nil {
-					return err
-				}
-				if err := suppression.NewStore(pool, actor).Put(ctx, o, "suppression add", list, nil); err != nil {
+				list, err := suppression.NewStore(pool, actor).Add(ctx, o, args, reason, expires)
+				if err != nil {
 					return err
 				}
 				for i := range list {
@@ -226,7 +220,7 @@ wrong, nothing is changed. An import that was interrupted can be repeated.`,
 					return err
 				}
 				bar := s.progress("imported", len(list))
-				if err := suppression.NewStore(pool, actor).Put(ctx, o, "suppression import", list, bar.done); err != nil {
+				if err := suppression.NewStore(pool, actor).Import(ctx, o, list, bar.done); err != nil {
 					return err
 				}
 				bar.end()
