@@ -437,6 +437,7 @@ var followed = map[string]string{
 	"docs/upstreams.md":                   "TestUpstreamsPage",
 	"docs/oauth.md":                       "TestOAuthPage",
 	"docs/transport.md":                   "TestTransportPage",
+	"docs/suppression.md":                 "TestSuppressionPage",
 }
 
 // No page has commands that nobody has thought of running.
