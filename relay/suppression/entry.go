@@ -33,9 +33,11 @@ type Entry struct {
 }
 
 // Key is the form in which addresses are compared: the local part as it is, the domain folded.
-func Key(a smtp.Address) string {
-	key := smtp.Address{Local: a.Local, Domain: a.DomainKey()}.String()
-	if a.Local == "*" { // a mailbox, not a pattern
+func Key(a smtp.Address) string { return keyAt(a.Local, a.DomainKey()) }
+
+func keyAt(local, domain string) string {
+	key := smtp.Address{Local: local, Domain: domain}.String()
+	if local == "*" { // a mailbox, not a pattern
 		return `"*"` + key[1:]
 	}
 	return key
@@ -44,7 +46,7 @@ func Key(a smtp.Address) string {
 // keys are the key of an address and the patterns that match it.
 func keys(a smtp.Address) []string {
 	domain := a.DomainKey()
-	list := []string{Key(a), "*@" + domain}
+	list := append(make([]string, 0, 8), keyAt(a.Local, domain), "*@"+domain)
 	if strings.HasPrefix(domain, "[") {
 		return list
 	}
