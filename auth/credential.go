@@ -36,6 +36,8 @@ type Credential struct {
 	LastUse   Use
 	CreatedAt time.Time
 	RevokedAt time.Time
+
+	Suppressed Suppressed // what it does with suppressed recipients
 }
 
 // State says whether the credential is active, expired or revoked at a time.
@@ -162,7 +164,7 @@ func (s *Store) RevokeCredential(ctx context.Context, id int64) (Credential, err
 
 const selectCredentials = `
 	select c.id, c.user_id, u.name, c.kind, c.label, c.expires_at, c.allowed_networks,
-	       c.last_used_at, c.last_used_addr, coalesce(c.last_used_tls, ''), c.created_at, c.revoked_at
+	       c.last_used_at, c.last_used_addr, coalesce(c.last_used_tls, ''), c.created_at, c.revoked_at, c.suppressed
 	from credential c join app_user u on u.id = c.user_id`
 
 func (s *Store) credentials(ctx context.Context, sql string, args ...any) ([]Credential, error) {
@@ -176,7 +178,7 @@ func (s *Store) credentials(ctx context.Context, sql string, args ...any) ([]Cre
 		var expires, used, revoked *time.Time
 		var addr *netip.Addr
 		err = row.Scan(&c.ID, &c.UserID, &c.User, &c.Kind, &c.Label, &expires, &c.Networks,
-			&used, &addr, &c.LastUse.TLS, &c.CreatedAt, &revoked)
+			&used, &addr, &c.LastUse.TLS, &c.CreatedAt, &revoked, &c.Suppressed)
 		c.Expires, c.LastUse.At, c.RevokedAt = timeOf(expires), timeOf(used), timeOf(revoked)
 		if addr != nil {
 			c.LastUse.Addr = *addr

@@ -18,7 +18,7 @@ create table suppression (
 	reply       text        not null default '',                -- of the last bounce
 	primary key (user_id, address),
 	check (isfinite(added_at) and isfinite(expires_at) and strikes > 0 and hits >= 0),
-	check (source = 'admin' or user_id > 0 and expires_at is not null)
+	check (case source when 'admin' then struck_at is null else user_id > 0 and expires_at is not null and struck_at is not null end)
 ) with (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000);
 -- Each node asks every second what has changed.
 create index suppression_changed on suppression (changed);

@@ -197,6 +197,29 @@ func TestAdminsEntryStays(t *testing.T) {
 	}
 }
 
+// TestImportedBounce ends and lives longer as one of our own.
+func TestImportedBounce(t *testing.T) {
+	t.Parallel()
+	b := newSuppressing(t)
+	until, owner := time.Now().Add(time.Hour), suppression.Owner{UserID: 1, Name: "shop"}
+	list, err := suppression.Check(owner, []suppression.Entry{
+		{Address: "again@example.net", Source: suppression.Bounce, ExpiresAt: &until}, {Address: "well@example.net", Source: suppression.Bounce, ExpiresAt: &until}})
+	if err == nil {
+		err = suppression.NewStore(b.db.Pool, "alice").Import(t.Context(), owner, list, func(int) {})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.settle(b.put(1, "again@example.net"), queue.Failed)
+	b.settle(b.put(1, "well@example.net"), queue.Delivered)
+	if e := b.find(1, "again@example.net"); e == nil || !near(days(e), 14) {
+		t.Errorf("after another bounce: %+v", e)
+	}
+	if e := b.find(1, "well@example.net"); e != nil {
+		t.Errorf("after a delivery: %+v", e)
+	}
+}
+
 // TestLockedEntry has somebody keep an entry locked: outcomes are written, and the entry stays.
 func TestLockedEntry(t *testing.T) {
 	t.Parallel()

@@ -77,13 +77,14 @@ where s.user_id = old.user_id and s.address = old.address
 
 -- name: put
 -- Entries of admins, and those of bounces that are imported, take the place of what is there.
-insert into suppression as s (user_id, address, source, reason, reply, added_at, expires_at)
-select @user_id, u.address, u.source, u.reason, u.reply, coalesce(u.added_at, clock_timestamp()), u.expires_at
+insert into suppression as s (user_id, address, source, reason, reply, added_at, expires_at, struck_at)
+select @user_id, u.address, u.source, u.reason, u.reply, coalesce(u.added_at, clock_timestamp()), u.expires_at,
+	case u.source when 'bounce' then coalesce(u.added_at, clock_timestamp()) end
 from unnest(@address::text[], @source::text[], @reason::text[], @reply::text[], @added_at::timestamptz[], @expires_at::timestamptz[])
 	u(address, source, reason, reply, added_at, expires_at)
 order by u.address
 on conflict (user_id, address) do update set source = excluded.source, reason = excluded.reason, reply = excluded.reply,
-	added_at = excluded.added_at, expires_at = excluded.expires_at, message_id = null, strikes = 1, struck_at = null,
+	added_at = excluded.added_at, expires_at = excluded.expires_at, struck_at = excluded.struck_at, message_id = null, strikes = 1,
 	changed = pg_current_xact_id()
 
 -- name: remove

@@ -33,7 +33,7 @@ func TestListFollows(t *testing.T) {
 		}
 		return e
 	}
-	add := `insert into suppression (user_id, address, source, expires_at) values ($1, $2, $3, $4)`
+	add := `insert into suppression (user_id, address, source, expires_at, struck_at) values ($1, $2, $3, $4::timestamptz, case when $3 = 'bounce' then $4::timestamptz end)`
 	queuetest.Exec(t, db, `insert into app_user (name) values ('shop')`)
 	queuetest.Exec(t, db, add, 1, "first@example.net", "admin", nil)
 	queuetest.Exec(t, db, add, 2, "of-a-user@who-was.removed", "admin", nil)
@@ -129,7 +129,7 @@ func TestRefusal(t *testing.T) {
 	until := at.AddDate(0, 0, 7)
 	tests := map[string]suppression.Entry{
 		"550 5.1.1 bob@example.net is suppressed since 2026-11-30 until 2026-12-07, mail to it bounced: 550 5.1.1 No such ?user?; an administrator lifts it with 'postern suppression remove'": {UserID: 1, Address: "bob@example.net", Source: suppression.Bounce, Reply: "550 5.1.1\tNo such «user»", AddedAt: at, ExpiresAt: &until},
-		"550 5.1.1 bob@example.net is suppressed since 2026-11-30, by an administrator: asked; an administrator lifts it with 'postern suppression remove'":                                     {UserID: 1, Address: "bob@example.net", Source: suppression.Admin, Reason: "asked", AddedAt: at},
+		"550 5.1.1 bob@example.net is suppressed since 2026-11-30, by an administrator: asked; an administrator lifts it with 'postern suppression remove'":                                    {UserID: 1, Address: "bob@example.net", Source: suppression.Admin, Reason: "asked", AddedAt: at},
 		"550 5.1.1 This address is suppressed by the administrator":     {Address: "bob@example.net", Source: suppression.Admin, Reason: "secret", AddedAt: at},
 		"550 5.7.1 Mail to this domain is blocked by the administrator": {Address: "*@example.net", Source: suppression.Admin, Reason: "secret", AddedAt: at},
 	}

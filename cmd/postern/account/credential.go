@@ -25,6 +25,7 @@ type Credential struct {
 	LastUsedTLS  string     `json:"last_used_tls,omitempty"`
 	CreatedAt    time.Time  `json:"created_at"`
 	RevokedAt    *time.Time `json:"revoked_at"`
+	Suppressed   string     `json:"suppressed"` // refuse, accept or ignore
 }
 
 // CredentialOf is a credential; secret is the one that was just made, "" for none.
@@ -32,7 +33,7 @@ func CredentialOf(c auth.Credential, secret string) Credential {
 	v := Credential{
 		ID: c.ID, UserName: c.User, Secret: secret, Kind: string(c.Kind), Label: c.Label, State: c.State(time.Now()),
 		ExpiresAt: screen.OrNull(c.Expires), Networks: screen.Each(c.Networks, netip.Prefix.String), LastUsedAt: screen.OrNull(c.LastUse.At), LastUsedTLS: c.LastUse.TLS,
-		CreatedAt: c.CreatedAt, RevokedAt: screen.OrNull(c.RevokedAt),
+		CreatedAt: c.CreatedAt, RevokedAt: screen.OrNull(c.RevokedAt), Suppressed: string(c.Suppressed),
 	}
 	if c.LastUse.Addr.IsValid() {
 		v.LastUsedAddr = c.LastUse.Addr.String()
