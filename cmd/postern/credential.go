@@ -20,7 +20,7 @@ import (
 
 func (a *app) credentialCmd() *cobra.Command {
 	return noun("credential", "the password and the generated secrets of users",
-		a.credentialAddCmd(), a.credentialListCmd(), a.credentialRevokeCmd())
+		a.credentialAddCmd(), a.credentialSetCmd(), a.credentialListCmd(), a.credentialRevokeCmd())
 }
 
 func (a *app) credentialAddCmd() *cobra.Command {
@@ -114,9 +114,37 @@ func parseNetworks(list []string) (networks []netip.Prefix, err error) {
 	return networks, nil
 }
 
+func (a *app) credentialSetCmd() *cobra.Command {
+	var duplicates string
+	cmd := &cobra.Command{
+		Use:   "set ID --duplicates SPAN",
+		Short: "change how long copies of what comes by a credential are recognised",
+		Args:  one("number", "the number of a credential"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := parseCredential(args[0])
+			if err != nil {
+				return err
+			}
+			span, err := account.ParseDuplicates(duplicates)
+			if err != nil {
+				return usagef("%v", err)
+			}
+			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+				if _, err := users.SetDuplicates(ctx, id, span); err != nil {
+					return err
+				}
+				_, err := fmt.Fprintf(a.stdout, "changed credential %d\n", id)
+				return err
+			})
+		},
+	}
+	account.DuplicatesFlag(cmd, &duplicates)
+	return cmd
+}
+
 func (a *app) credentialListCmd() *cobra.Command {
 	return listing[account.Credential]{
-		head: account.CredentialHead(), spare: []string{"NETWORKS", "FROM", "KIND"}, row: account.Credential.Row,
+		head: account.CredentialHead(), spare: []string{"DUPLICATES", "NETWORKS", "FROM", "KIND"}, row: account.Credential.Row,
 		load: func(ctx context.Context, users *accounts, args []string, _ int) ([]account.Credential, error) {
 			list, err := users.Credentials(ctx, args[0])
 			return account.CredentialsOf(list), err

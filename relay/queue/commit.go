@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -579,8 +580,8 @@ func (g *group) add(j *submittal, strict bool) {
 	g.tlsNeed, g.needsTLS = append(g.tlsNeed, string(m.TLSNeed)), g.needsTLS || m.TLSNeed != ""
 	g.recipients, g.rule = append(g.recipients, int32(len(j.rcpts))), append(g.rule, pg.Storable(m.Rule))
 	g.bodyHash, g.hashed = append(g.bodyHash, m.BodyHash), g.hashed || m.BodyHash != nil
-	g.tags, g.metadata = append(g.tags, m.Tags), append(g.metadata, m.Metadata)
-	g.tagged = g.tagged || m.Tags != "" || m.Metadata != ""
+	g.tags, g.metadata = append(g.tags, arrayText(m.Tags)), append(g.metadata, m.Metadata)
+	g.tagged = g.tagged || m.Tags != nil || m.Metadata != ""
 	for _, k := range j.keys {
 		g.dupKey, g.dupContent = append(g.dupKey, k.key), append(g.dupContent, m.Key.Content)
 		g.dupMessage, g.dupN = append(g.dupMessage, int32(len(g.id))), append(g.dupN, int32(k.n))
@@ -597,6 +598,19 @@ func (g *group) add(j *submittal, strict bool) {
 		g.key, g.rLocal, g.rDomain = append(g.key, key), append(g.rLocal, r.Address.Local), append(g.rDomain, r.Address.Domain)
 		g.rType, g.orcpt = append(g.rType, pg.Storable(r.ORcptType)), append(g.orcpt, pg.Storable(r.ORcpt))
 	}
+}
+
+// arrayText writes a text[] as PostgreSQL reads it, and "" for none.
+func arrayText(list []string) string {
+	if len(list) == 0 {
+		return ""
+	}
+	quote := strings.NewReplacer(`\`, `\\`, `"`, `\"`)
+	quoted := make([]string, len(list))
+	for i, s := range list {
+		quoted[i] = `"` + quote.Replace(s) + `"`
+	}
+	return "{" + strings.Join(quoted, ",") + "}"
 }
 
 // addBody adds the octets of a small body.

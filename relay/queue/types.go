@@ -58,7 +58,7 @@ type Message struct {
 	NewNetwork  bool          // it came from a network that is new for the user
 	Charges     []quota.Limit // limits that it counts against; none for notices
 	Key         Key           // by which its copies are recognised
-	Tags        string        // of the application, as PostgreSQL writes a text[]; "" for none
+	Tags        []string      // of the application, visible ASCII
 	Metadata    string        // a JSON object of the application; "" for none
 }
 
