@@ -129,7 +129,7 @@ func (s *session) spoolMessage(in *input, id queue.ID, now time.Time) (*body, *m
 		prepared.Body = bodyHash
 	}
 	var octets hash.Hash
-	if f.Key != "" || !f.IDAdded && s.window() > 0 {
+	if f.Key != "" || f.MessageID != "" && !f.IDAdded && s.window() > 0 {
 		octets = sha256.New()
 		prepared.Client = octets
 	}
@@ -201,7 +201,8 @@ func queuedReply(id queue.ID, a queue.Accepted) smtp.Reply {
 	case a.Stored == 0:
 		return smtp.OK(250, 0, 0, "Ok: duplicate, queued before as "+a.First.String())
 	}
-	return smtp.OK(250, 0, 0, fmt.Sprintf("Ok: queued as %s; duplicate for %d recipients, queued before as %s", id, a.Duplicates, a.First))
+	return smtp.OK(250, 0, 0, fmt.Sprintf("Ok: queued as %s; duplicate for %d of %d recipients, queued before as %s",
+		id, a.Duplicates, a.Stored+a.Duplicates, a.First))
 }
 
 // window is how long copies of the user's mail are recognised by their content, 0 if they are not.
