@@ -68,7 +68,7 @@ var arrows = map[string]string{
 	"cmd/postern/node":      "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/await internal/panics internal/pg migrations policy/quota relay/acme relay/anomaly relay/bounce relay/certificate relay/connect relay/delivery relay/keyring relay/maillog relay/queue relay/queue/desk relay/retention relay/route relay/seal relay/submission relay/upstream relay/upstream/breaker relay/upstream/oauth relay/upstream/budget relay/dkim/keys relay/resolver relay/dkim relay/transport",
 	"cmd/postern/screen":    "",
 	"cmd/postern/receiver":  "relay/dkim relay/dkim/keys relay/resolver",
-	"cmd/postern/account":   "auth cmd/postern/handout cmd/postern/screen cmd/postern/story relay/queue relay/queue/desk",
+	"cmd/postern/account":   "auth cmd/postern/handout cmd/postern/screen cmd/postern/story internal/units relay/queue relay/queue/desk",
 	"cmd/postern/smarthost": "cmd/postern/account cmd/postern/explain cmd/postern/screen cmd/postern/secret internal/refusal internal/units relay/dkim relay/upstream relay/upstream/breaker relay/upstream/budget relay/upstream/oauth",
 	"cmd/postern/trust":     "cmd/postern/screen internal/units relay/connect relay/dkim/keys relay/transport",
 	"cmd/postern/database":  "cmd/postern/config cmd/postern/screen internal/pg internal/pgserver migrations",

@@ -32,7 +32,7 @@ type toUs struct {
 	body  []byte
 }
 
-// add appends a line. What is beyond all bounds is not kept, but one octet of it is.
+// add appends a line. Of octets beyond all bounds one is kept.
 func (f *toUs) add(line []byte) {
 	const most = 2 * MaxMetadata
 	line = bytes.TrimRight(line, "\r\n")
