@@ -23,7 +23,7 @@ func MailObserver(to prometheus.Registerer) maillog.Observer {
 	sessions, sent := newSessionCounts(to), newDeliveryCounts(to)
 	held := newHoldCounts(to)
 	return maillog.Observer{
-		Accepted: sessions.accept, Refused: sessions.refuse, Auth: sessions.login, SessionClosed: sessions.end,
+		Accepted: sessions.accept, Duplicate: sessions.duplicate, Refused: sessions.refuse, Auth: sessions.login, SessionClosed: sessions.end,
 		Attempt: sent.attempt, Notice: sent.notice, NoticeLost: sent.lost,
 		Held: held.message, LimitNear: held.limitNear, Hold: held.made, Released: held.released,
 	}
@@ -86,15 +86,16 @@ func refusalClass(r smtp.Reply) string {
 
 // sessionCounts are of what clients do.
 type sessionCounts struct {
-	messages, recipients, octets prometheus.Counter
-	refused, logins, ended       *prometheus.CounterVec
-	removed                      *prometheus.CounterVec
+	messages, recipients, octets, duplicates prometheus.Counter
+	refused, logins, ended                   *prometheus.CounterVec
+	removed                                  *prometheus.CounterVec
 }
 
 func newSessionCounts(to prometheus.Registerer) *sessionCounts {
 	c := &sessionCounts{
 		messages:   newCounter("postern_messages_accepted_total", "Messages that were committed to the queue and answered 250."),
 		recipients: newCounter("postern_recipients_accepted_total", "Recipients of the accepted messages."),
+		duplicates: newCounter("postern_duplicates_total", "Messages that were not taken again for some recipients or all, since a copy was accepted before."),
 		octets:     newCounter("postern_accepted_bytes_total", "Octets of the accepted messages, as stored."),
 		refused: newCounters("postern_refusals_total", "MAIL, RCPT and messages that were answered 4yz or 5yz, by stage of the session, whether the client may try again, and reason.",
 			"stage", "class", "reason"),
@@ -102,7 +103,7 @@ func newSessionCounts(to prometheus.Registerer) *sessionCounts {
 		ended:   newCounters("postern_sessions_closed_total", "Sessions that ended, by reason.", "reason"),
 		removed: newCounters("postern_preambles_removed_total", "Accepted messages from which lines before the header were removed, by kind.", "what"),
 	}
-	to.MustRegister(c.messages, c.recipients, c.octets, c.refused, c.logins, c.ended, c.removed)
+	to.MustRegister(c.messages, c.recipients, c.octets, c.duplicates, c.refused, c.logins, c.ended, c.removed)
 	for what := range preambles {
 		c.removed.WithLabelValues(what)
 	}
@@ -123,6 +124,8 @@ func (c *sessionCounts) accept(a maillog.Accept) {
 		c.removed.WithLabelValues(word(what, preambles)).Inc()
 	}
 }
+
+func (c *sessionCounts) duplicate(maillog.DuplicateEvent) { c.duplicates.Inc() }
 
 func (c *sessionCounts) refuse(r maillog.Refusal) {
 	c.refused.WithLabelValues(word(string(r.Stage), stages), refusalClass(r.Reply), refusalReason(r)).Inc()

@@ -25,7 +25,8 @@ type account struct {
 	limits       []quota.Limit
 	recipients   []RecipientPattern
 	suppressed   Suppressed
-	stay         stay // of the network that was asked for
+	duplicates   *int32 // seconds; nil: the default
+	stay         stay   // of the network that was asked for
 }
 
 // stay is how long a user has been logging in from a network without a gap of 30 days.
@@ -57,7 +58,7 @@ func (a account) admits(peer netip.Addr, now time.Time) bool {
 func (a account) identity() Identity {
 	return Identity{
 		UserID: a.id, CredentialID: a.credentialID, Name: a.name,
-		Senders: a.senders, Resend: a.resend, Limits: a.limits, Expires: a.expires,
+		Senders: a.senders, Resend: a.resend, Limits: a.limits, Expires: a.expires, Duplicates: spanOf(a.duplicates),
 		Recipients: a.recipients, Suppressed: a.suppressed,
 	}
 }
@@ -75,7 +76,7 @@ type question struct {
 const (
 	accountColumns = `
 		select coalesce(u.id, 0), coalesce(u.version, 0), coalesce(u.name, ''), coalesce(u.enabled, false),
-		       coalesce(c.id, 0), coalesce(c.hash, ''), c.expires_at, coalesce(c.allowed_networks, '{}'),
+		       coalesce(c.id, 0), coalesce(c.hash, ''), c.expires_at, coalesce(c.allowed_networks, '{}'), c.duplicates_s,
 		       array(select p.pattern from sender_pattern p where p.user_id = u.id order by p.pattern),
 		       nullif(array(select p.pattern from sender_pattern p where p.user_id = u.id and p.resend order by p.pattern), '{}'),
 		       (select json_agg(json_build_object('Kind', l.kind, 'Window', l.window_s * 1000000000::bigint, 'Max', l.max,
@@ -123,7 +124,7 @@ func (s *Store) scanAccount(ctx context.Context, sql string, args ...any) (accou
 	var a account
 	var expires, since, last *time.Time
 	err := s.db.QueryRow(ctx, sql, args...).Scan(&a.id, &a.version, &a.name, &a.enabled,
-		&a.credentialID, &a.hash, &expires, &a.networks, &a.senders, &a.resend, &a.limits, &a.recipients, &a.suppressed, &since, &last)
+		&a.credentialID, &a.hash, &expires, &a.networks, &a.duplicates, &a.senders, &a.resend, &a.limits, &a.recipients, &a.suppressed, &since, &last)
 	if err != nil {
 		return account{}, err
 	}

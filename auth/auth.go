@@ -47,6 +47,9 @@ type Identity struct {
 	// NewNetwork says that the client's /24 or /48 is new to the user: a day ago, no
 	// login had come from it for 30 days.
 	NewNetwork bool
+	// Duplicates is how long copies of a message are recognised, 0 for not at all; nil: as the
+	// configuration says.
+	Duplicates *time.Duration
 }
 
 // Domain is the domain of the user's name, "" when it is a word.

@@ -57,6 +57,8 @@ create table message (
 	node          text        not null,
 	rule          text        not null default '',    -- what the policy said, for trace
 	usage         jsonb,                              -- of its limits, with this message; null without limits
+	tags          text[],                             -- of the sender's application (docs/duplicates.md); null without
+	metadata      jsonb,
 	constraint message_counts check (size >= 0 and recipients >= 0)
 ) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 10000,
 	autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_vacuum_insert_threshold = 50000,
@@ -231,7 +233,7 @@ create table history (
 	fenced             boolean     not null default false, -- the epoch had lost the row: recorded, not applied
 	started_at         timestamptz,
 	result             text        not null check (result in ('delivered', 'deferred', 'failed', 'suppressed', 'expired', 'unknown',
-	                                                          'noticed', 'retry', 'hold', 'release', 'cancel', 'resolve', 'resend', 'void')),
+	                                                          'noticed', 'retry', 'hold', 'release', 'cancel', 'resolve', 'resend', 'void', 'duplicate')),
 	local              text        not null default '',
 	domain             text        not null default '',
 	reply_enhanced     text        not null default '',

@@ -56,6 +56,7 @@ create table credential (
 	allowed_networks cidr[]      not null default '{}', -- empty: from anywhere
 	last_used_addr   inet,
 	last_used_tls    text,
+	duplicates_s     integer     check (duplicates_s between 0 and 604800), -- how long copies of mail are recognised; null: as configured
 	constraint credential_kind check (kind in ('password', 'secret'))
 );
 -- AUTH reads the one live password of a user: a second one would cost every wrong

@@ -39,7 +39,7 @@ func TestSuppressionPage(t *testing.T) {
 		"postern suppression import suppressed.csv --user shop@example.com":                                 "imported 1 entry",
 		"postern recipient list shop@example.com":                                                           "ceo@example.com",
 		"postern recipient remove shop@example.com ceo@example.com":                                         "*@competitor.example",
-		"postern credential set 12 --suppressed ignore":                                                     "credential 12 of shop@example.com",
+		"postern credential set 12 --suppressed ignore":                                                     "changed credential 12",
 		"postern suppression add '*@*.example.org' --global":                                                "for all users",
 		"postern suppression add bob@example.net --user shop@example.com --reason 'asked for no more mail'": "bob@example.net is suppressed",
 	} {

@@ -30,9 +30,11 @@ func BenchmarkAcceptDeliver(b *testing.B) {
 		recipients int
 		strict     bool
 		limited    int64 // users under three limits
-	}{{"sessions=1", 1, 1, false, 0}, {"sessions=20", 20, 1, false, 0}, {"sessions=20 strict", 20, 1, true, 0},
-		{"sessions=20 limited", 20, 1, false, 1}, {"sessions=20 limited users=1000", 20, 1, false, 1000}, {"sessions=100", 100, 1, false, 0},
-		{"sessions=20 recipients=50", 20, 50, false, 0}} {
+		keyed      bool  // copies are recognised
+	}{{"sessions=1", 1, 1, false, 0, false}, {"sessions=20", 20, 1, false, 0, false}, {"sessions=20 keyed", 20, 1, false, 0, true}, {"sessions=20 strict", 20, 1, true, 0, false},
+		{"sessions=20 limited", 20, 1, false, 1, false}, {"sessions=20 limited users=1000", 20, 1, false, 1000, false}, {"sessions=20 limited users=1000 keyed", 20, 1, false, 1000, true},
+		{"sessions=100", 100, 1, false, 0, false}, {"sessions=100 keyed", 100, 1, false, 0, true},
+		{"sessions=20 recipients=50", 20, 50, false, 0, false}, {"sessions=20 recipients=50 keyed", 20, 50, false, 0, true}} {
 		b.Run(c.name, func(b *testing.B) {
 			db := pgtest.On(b, pgtest.Server(b, pgserver.Config{}))
 			cfg := calmConfig(db)
@@ -51,6 +53,9 @@ func BenchmarkAcceptDeliver(b *testing.B) {
 			self, theirs := selfCPU(), backend.total()
 			run(b, c.sessions, func() {
 				m := message()
+				if c.keyed {
+					m.Key = ContentKey(1, m.Sender, m.MessageID, m.ID[:], time.Hour)
+				}
 				if c.limited > 0 {
 					user := rand.Int64N(c.limited)
 					for i, kind := range []quota.Kind{quota.Messages, quota.Recipients, quota.Bytes} {

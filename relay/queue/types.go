@@ -57,6 +57,9 @@ type Message struct {
 	Rule        string        // the policy rule that allowed it
 	NewNetwork  bool          // it came from a network that is new for the user
 	Charges     []quota.Limit // limits that it counts against; none for notices
+	Key         Key           // by which its copies are recognised
+	Tags        []string      // of the application, visible ASCII
+	Metadata    string        // a JSON object of the application; "" for none
 }
 
 // TLSNeed is what a message wants of TLS on its way (RFC 8689); "" leaves it to the hosts.

@@ -52,6 +52,12 @@ delete from hold h where h.credential_id <> 0 and h.made_at < clock_timestamp() 
 delete from activity where (user_id, hour) in (
 	select user_id, hour from activity where hour < now() - interval '14 days' order by hour limit @rows for update skip locked)
 
+-- name: forget_duplicates
+-- Deletes keys by which no copy is recognised any more. The table is read whole: an index by time
+-- would be written with each message.
+delete from duplicate where ctid = any(array(
+	select ctid from duplicate where until < clock_timestamp() limit @rows for update skip locked))
+
 -- name: forget_correspondents
 -- Deletes addresses to which their users have not written for long. That they did is written down
 -- once a month.

@@ -137,6 +137,9 @@ type Limits struct {
 	DataRate  int64         // octets/s of message data on average, at least: 500
 	Commit    time.Duration // waiting for the queue: 2 min
 
+	// Duplicates is how long copies of a message are recognised; 0: they are not.
+	Duplicates time.Duration
+
 	MemoryBody int64 // octets of a body kept in memory, beyond it a file: 1 MiB
 	Memory     int64 // octets of all bodies in memory: 128 MiB
 	TempFiles  int64 // octets of all bodies in temporary files: 4 GiB

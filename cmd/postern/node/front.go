@@ -130,7 +130,8 @@ func (f *front) limits() submission.Limits {
 		Commands: s.Commands, BadCommands: s.BadCommands, FailedAuths: s.AuthFailures,
 		Recipients: s.Recipients, MessageSize: int64(s.MessageSize), HeaderSize: int(s.HeaderSize),
 		Session: time.Duration(s.SessionTime), Idle: time.Duration(s.IdleTime),
-		DataRate: int64(s.MinDataRate), Memory: int64(s.Memory), TempFiles: int64(s.Spool),
+		Duplicates: time.Duration(f.node.Config.Queue.Duplicates),
+		DataRate:   int64(s.MinDataRate), Memory: int64(s.Memory), TempFiles: int64(s.Spool),
 	}
 }
 

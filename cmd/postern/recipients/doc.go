@@ -1,3 +1,3 @@
-// Package recipients has the commands about recipients that get no mail: the suppression list, the
-// patterns of users and credentials, and what a credential does with suppressed addresses.
+// Package recipients has the commands about recipients that get no mail: the suppression list,
+// and the patterns of users and credentials.
 package recipients

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -110,42 +109,4 @@ func printPatterns(out io.Writer, list []auth.RecipientPattern) error {
 		return []string{by, what, p.Pattern}
 	}, list)
 	return t.Print(out)
-}
-
-// Set is 'postern credential set'.
-func (s Shell) Set() *cobra.Command {
-	var suppressed string
-	words := []string{string(auth.RefuseSuppressed), string(auth.AcceptSuppressed), string(auth.IgnoreSuppressed)}
-	cmd := &cobra.Command{
-		Use:   "set ID",
-		Short: "change what becomes of mail that is sent with a credential",
-		Long: `Sets what becomes of a suppressed recipient ('postern suppression') of mail that is sent with a
-credential: refuse it at RCPT, accept it and tell the sender by a notice, or ignore the user's
-entries, for mail such as security alerts.`,
-		Example: "  postern credential set 12 --suppressed ignore",
-		Args:    some(1, "the number of a credential"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 1 {
-				return refusal.Invalid("'%s' takes one credential, not %d", cmd.CommandPath(), len(args))
-			}
-			id, err := credentialID(args[0])
-			if err != nil {
-				return err
-			}
-			if !slices.Contains(words, suppressed) {
-				return refusal.Invalid("--suppressed: %q is not one of refuse, accept, ignore", suppressed)
-			}
-			return s.With(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, actor string) error {
-				c, err := auth.NewStore(pool).As(actor).SetSuppressed(ctx, id, auth.Suppressed(suppressed))
-				if err == nil {
-					_, err = fmt.Fprintf(s.Out, "credential %d of %s: suppressed recipients: %s\n", id, screen.Printable(c.User), suppressed)
-				}
-				return err
-			})
-		},
-	}
-	cmd.Flags().StringVar(&suppressed, "suppressed", "", "`WHAT` becomes of suppressed recipients: refuse, accept, ignore")
-	_ = cmd.MarkFlagRequired("suppressed")
-	_ = cmd.RegisterFlagCompletionFunc("suppressed", cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
-	return s.verb(cmd)
 }
