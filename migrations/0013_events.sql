@@ -52,6 +52,11 @@ create table feed_state (
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 insert into feed_state default values;
 
+-- The key of a row of history as text: the same wherever it is restored, and ordered as the messages.
+create function history_key(message_id uuid, n integer, at timestamptz, epoch bigint) returns text language sql stable as $$
+	select (message_id::text || '.' || lpad(n::text, 9, '0') || '.' || (extract(epoch from sane_time(at)) * 1000000)::bigint::text || '.' || epoch::text) collate "C"
+$$;
+
 -- A page of the feed ends before this place: all rows below are visible to this statement, or undone.
 -- As feed_now, it has the offset in its body.
 create function feed_horizon() returns bigint language sql stable as $$

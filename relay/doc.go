@@ -11,6 +11,7 @@
 //	queue/desk    what operators do with it: list, trace, hold, release, cancel, resolve
 //	queue/reserve disk space of the database, reserved for outcomes
 //	anomaly       holds the mail of a user whose account looks stolen
+//	feed          what became of mail, as a sequence of events
 //	retention     deletes old data
 //	certificate   the certificates that the listeners present
 //	acme          certificates from an authority, shared by all nodes
