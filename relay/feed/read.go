@@ -3,6 +3,7 @@ package feed
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -210,4 +211,19 @@ func (r *row) message() *Message {
 		m.Sender = r.sender.String()
 	}
 	return m
+}
+
+// ErrNoUser means that no user of a name was removed lately.
+var ErrNoUser = errors.New("no such user")
+
+var sqlFormerUser = texts.Bind("former_user", "name")
+
+// FormerUser finds a user who was removed, by its canonical name. The error is ErrNoUser, also where
+// another user has the name now, or the database's.
+func FormerUser(ctx context.Context, db pg.DB, name string) (id int64, err error) {
+	err = db.QueryRow(ctx, sqlFormerUser, name).Scan(&id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, ErrNoUser
+	}
+	return id, err
 }

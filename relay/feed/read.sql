@@ -98,3 +98,7 @@ select coalesce(o.who, 'a transaction that is not visible'), sane_time(coalesce(
 from (select min(m.at) as at from feed_mark m, feed_state s, horizon where m.incarnation = s.incarnation and m.feed_at >= horizon.at) m
 	left join oldest o on true
 where coalesce(o.since, m.at) is not null
+
+-- name: former_user
+-- The last removed user of a name, unless there is one of it now.
+select user_id from former_user f where name = @name and not exists (select from app_user u where u.name = f.name) order by removed_at desc limit 1
