@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"postern/internal/panics"
 	"postern/internal/pg"
 )
 
@@ -50,29 +53,72 @@ func Hold(ctx context.Context, db pg.DB) (*Holder, error) {
 	return &h, nil
 }
 
-// Marker writes marks for a node.
+// Marker writes marks for a node, and knows since when the feed is held back.
 type Marker struct {
-	DB  pg.DB
-	Log *slog.Logger
+	db      pg.DB
+	log     *slog.Logger
+	guard   *panics.Guard
+	failing bool
+	held    atomic.Pointer[Holder]
+	stop    context.CancelFunc
+	loop    sync.WaitGroup
 }
 
-// Run marks the feed until ctx ends.
-func (m *Marker) Run(ctx context.Context) {
+// NewMarker makes one; guard, which may be nil, keeps what panics from ending the process.
+func NewMarker(db pg.DB, log *slog.Logger, guard *panics.Guard) *Marker {
+	return &Marker{db: db, log: log, guard: guard}
+}
+
+// Start marks the feed, as ctx allows, and goes on until Close. A database that does not answer now
+// is marked later.
+func (m *Marker) Start(ctx context.Context) {
+	m.mark(ctx)
+	background, stop := context.WithCancel(context.Background())
+	m.stop = stop
+	m.loop.Go(func() { m.guard.Keep(background, "the feed's marks", func() { m.run(background) }) })
+}
+
+// Close ends the work.
+func (m *Marker) Close() {
+	if m.stop != nil {
+		m.stop()
+		m.loop.Wait()
+	}
+}
+
+// HeldFor is for how long an open transaction has held the feed back, as of the last look.
+func (m *Marker) HeldFor() time.Duration {
+	if h := m.held.Load(); h != nil {
+		return max(time.Since(h.Since), 0)
+	}
+	return 0
+}
+
+func (m *Marker) run(ctx context.Context) {
 	tick := time.NewTicker(markEvery)
 	defer tick.Stop()
-	failing := false
 	for {
-		brief, cancel := context.WithTimeout(ctx, 2*markEvery)
-		err := Mark(brief, m.DB)
-		cancel()
-		if err != nil && !failing && ctx.Err() == nil {
-			m.Log.Warn("feed: a mark cannot be written; readers of events will see more of them again", "error", err)
-		}
-		failing = err != nil
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			m.mark(ctx)
 		}
 	}
+}
+
+func (m *Marker) mark(ctx context.Context) {
+	brief, cancel := context.WithTimeout(ctx, 2*markEvery)
+	defer cancel()
+	err := Mark(brief, m.db)
+	if err == nil {
+		var held *Holder
+		if held, err = Hold(brief, m.db); err == nil {
+			m.held.Store(held)
+		}
+	}
+	if err != nil && !m.failing && ctx.Err() == nil {
+		m.log.Warn("feed: a mark cannot be written; readers of events will see more of them again", "error", err)
+	}
+	m.failing = err != nil
 }

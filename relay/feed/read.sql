@@ -84,7 +84,7 @@ from feed_state s
 select mark_feed()
 
 -- name: holder
--- What has held the feed back for longest, and since when, as far as this role may see: a session or a prepared
+-- Names the transaction that has held the feed back for longest, as far as this role may see: a session or a prepared
 -- transaction of any database. Without that, the first mark that cannot be read tells since when.
 with horizon as (select feed_horizon() as at),
 open as (

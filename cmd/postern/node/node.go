@@ -18,6 +18,7 @@ import (
 	"postern/internal/pg"
 	"postern/migrations"
 	"postern/relay/anomaly"
+	"postern/relay/feed"
 	"postern/relay/maillog"
 	"postern/relay/queue"
 	"postern/relay/queue/desk"
@@ -60,6 +61,7 @@ type Node struct {
 	queue     *queue.Queue
 	anomaly   *anomaly.Detector
 	retention *retention.Retention
+	marker    *feed.Marker
 
 	metrics    *metrics // nil without an admin address, as the next
 	admin      *adminPages
@@ -242,6 +244,7 @@ func (n *Node) buildQueue(ctx context.Context) error {
 		Pool: workPool, Log: n.Log, Guard: n.guard, Trouble: suspect,
 		History: time.Duration(q.History), Correspondents: time.Duration(n.Config.Retention.Correspondents),
 	})
+	n.marker = feed.NewMarker(workPool, n.Log, n.guard)
 	n.queue = queue.New(queue.Config{
 		EnqueuePool: enqueuePool, WorkPool: workPool, Node: n.name, Log: n.Log, Guard: n.guard,
 		Lifetime: time.Duration(q.Lifetime), DelayNotice: time.Duration(q.DelayNotice),
@@ -315,6 +318,7 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	n.anomaly.Start()
 	n.retention.Start()
+	n.marker.Start(startCtx)
 	n.startKeys()
 	if err := n.startSigning(startCtx); err != nil {
 		return err
@@ -332,6 +336,7 @@ func (n *Node) start(ctx context.Context) error {
 func (n *Node) closeQueue(ctx context.Context) error {
 	n.anomaly.Close()
 	n.retention.Close()
+	n.marker.Close()
 	n.signing.close()
 	n.keys.close()
 	return n.queue.Close(ctx)
