@@ -2,7 +2,7 @@
 -- 3 audit, 4 event) and its key as text, which a restored row has as well.
 
 -- name: state
--- What a reader must know of the feed before a page, in the same snapshot: among it where the cursor's
+-- Tells a reader what it must know of the feed before a page, in the same snapshot: among it where the cursor's
 -- incarnation ended, and the last mark that is an hour older than its beginning. The settings
 -- make the page find its rows by their indexes, whatever the statistics say.
 select s.incarnation, s.gone, sane_time(coalesce(s.gone_at, 'epoch')), feed_horizon(),
