@@ -43,10 +43,7 @@ select p.feed_at, p.source, p.key, sane_time(p.at), p.message_id,
 	coalesce(h.fenced, false), coalesce(h.outcome_unknown, false), coalesce(h.possible_duplicate, false),
 	coalesce(m.user_id, e.user_id, 0), coalesce(u.name, f.name, ''), coalesce(c.label, f.credentials->>(m.credential_id::text), ''),
 	coalesce(m.header_id, ''), coalesce(m.sender_local, ''), coalesce(m.sender_domain, ''), coalesce(m.size, 0), m.id is not null,
-	case when p.source = 1 then (select array_agg(x.local order by x.n) from (
-		select r.n, r.local from recipient r where r.message_id = p.message_id union select y.n, y.local from history y where y.message_id = p.message_id) x) end,
-	case when p.source = 1 then (select array_agg(x.domain order by x.n) from (
-		select r.n, r.domain from recipient r where r.message_id = p.message_id union select y.n, y.domain from history y where y.message_id = p.message_id) x) end,
+	l.locals, l.domains,
 	coalesce(h.local, ''), coalesce(h.domain, ''), coalesce(h.reply_code, 0), coalesce(h.reply_enhanced, ''), coalesce(h.reply_text, ''),
 	coalesce(h.scope, ''), coalesce(h.upstream, ''), coalesce(h.remote_mta, ''), coalesce(h.remote_addr, ''), coalesce(h.tls, ''), coalesce(h.node, m.node, ''),
 	case when h.started_at is not null and h.result <> 'expired' then (select count(*) from history b
@@ -62,6 +59,10 @@ from page p
 	left join app_user u on u.id = coalesce(m.user_id, e.user_id)
 	left join former_user f on u.id is null and f.user_id = coalesce(m.user_id, e.user_id)
 	left join credential c on c.id = m.credential_id
+	left join lateral (select array_agg(x.local order by x.n) as locals, array_agg(x.domain order by x.n) as domains from (
+		select distinct on (b.n) b.n, b.local, b.domain from (
+			select r.n, r.local, r.domain from recipient r where r.message_id = p.message_id
+			union all select y.n, y.local, y.domain from history y where y.message_id = p.message_id) b) x) l on p.source = 1
 order by p.feed_at, p.source, p.key
 
 -- name: newest

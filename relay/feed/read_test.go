@@ -2,13 +2,16 @@ package feed
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -49,10 +52,21 @@ const insertHistory = `insert into history (message_id, n, at, epoch, result, lo
 
 const idOfNumber = `create function id_of(n int) returns uuid language sql immutable as $$ select ('018f0000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid $$`
 
+// shared is a server of this package's own, which ends with the process: transactions of the tests of
+// other packages would hold the feed back.
+var shared = sync.OnceValues(func() (*pgserver.Server, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	dir := filepath.Join(os.TempDir(), "postern-test-feed-"+strings.ToLower(rand.Text()[:12]))
+	return pgserver.Start(ctx, pgserver.Config{Dir: dir, Temporary: true, Unsafe: true})
+})
+
 // newFeed is a database with a mark.
 func newFeed(t testing.TB) *pgtest.DB {
 	t.Helper()
-	return marked(t, pgtest.New(t))
+	server, err := shared()
+	must(t, err)
+	return marked(t, pgtest.On(t, server))
 }
 
 // alone is newFeed on a server of its own: no other test has a transaction open there.
@@ -68,7 +82,7 @@ func marked(t testing.TB, db *pgtest.DB) *pgtest.DB {
 	return db
 }
 
-// all waits for the transactions of other tests that are open, and reads to the end.
+// all waits for transactions that are open, as autovacuum's, and reads to the end.
 func all(t testing.TB, db *pgtest.DB, after Cursor, f Filter) ([]Event, Cursor) {
 	t.Helper()
 	var mine int64
