@@ -8,7 +8,8 @@
 select s.incarnation, s.gone, sane_time(coalesce(s.gone_at, 'epoch')), feed_horizon(),
 	(select max(m.feed_at) from feed_mark m where m.incarnation = @incarnation),
 	(select max(m.feed_at) from feed_mark m where m.at < 'epoch'::timestamptz + (@incarnation::bigint - 3600000000) * interval '1 microsecond'),
-	set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)
+	set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true),
+	set_config('enable_bitmapscan', 'off', true)
 from feed_state s
 
 -- name: page
