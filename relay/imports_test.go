@@ -38,7 +38,7 @@ var arrows = map[string]string{
 	"relay/queue/reserve": "internal/await internal/pg",
 	"relay/anomaly":       "relay/queue relay/queue/desk auth/audit internal/panics internal/pg",
 	"relay/feed":          "relay/smtp internal/panics internal/pg",
-	"relay/retention":     "relay/queue relay/queue/content internal/panics internal/pg",
+	"relay/retention":     "relay/feed relay/queue relay/queue/content internal/panics internal/pg",
 	"relay/submission":    "relay/smtp relay/message relay/dkim relay/maillog auth policy policy/quota relay/queue relay/queue/content relay/queue/reserve internal/share internal/panics internal/await",
 	"relay/seal":          "internal/owned",
 	"relay/keyring":       "internal/units relay/dkim/keys relay/seal relay/acme relay/upstream relay/upstream/oauth auth/audit internal/pg internal/refusal",

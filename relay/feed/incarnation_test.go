@@ -86,7 +86,7 @@ func missing(t *testing.T, want []int, lists ...[]Event) (lost []int) {
 	seen := map[string]bool{}
 	for _, list := range lists {
 		for _, e := range list {
-			seen[number(e)] = true
+			seen[numberOf(e)] = true
 		}
 	}
 	for _, n := range want {

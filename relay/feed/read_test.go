@@ -119,13 +119,13 @@ func some(t testing.TB, db *pgtest.DB, after Cursor, f Filter) (events []Event, 
 func told(events []Event) string {
 	var words []string
 	for _, e := range events {
-		words = append(words, strings.TrimSpace(fmt.Sprintf("%s %s", e.Kind, number(e))))
+		words = append(words, strings.TrimSpace(fmt.Sprintf("%s %s", e.Kind, numberOf(e))))
 	}
 	return strings.Join(words, ", ")
 }
 
-// number is that of an event's message.
-func number(e Event) string {
+// numberOf is that of an event's message.
+func numberOf(e Event) string {
 	if e.Message == nil {
 		return e.Object
 	}
@@ -191,8 +191,8 @@ func TestReadPagesOneTransaction(t *testing.T) {
 	ids := map[string]bool{}
 	for i, e := range events {
 		ids[e.ID.String()] = true
-		if want := fmt.Sprint(i%rows + 1); number(e) != want {
-			t.Fatalf("event %d is about %s, want %s", i, number(e), want)
+		if want := fmt.Sprint(i%rows + 1); numberOf(e) != want {
+			t.Fatalf("event %d is about %s, want %s", i, numberOf(e), want)
 		}
 	}
 	if len(ids) != len(events) {
