@@ -74,7 +74,7 @@ var arrows = map[string]string{
 	"cmd/postern/trust":     "cmd/postern/screen internal/units relay/connect relay/dkim/keys relay/transport",
 	"cmd/postern/database":  "cmd/postern/config cmd/postern/screen internal/pg internal/pgserver migrations",
 	"cmd/postern/demo":      "auth cmd/postern/config cmd/postern/database cmd/postern/node cmd/postern/screen internal/capture internal/owned internal/pgserver migrations relay/certificate relay/queue relay/route relay/smtp relay/upstream internal/refusal",
-	"cmd/postern/events":    "cmd/postern/screen internal/pg relay/feed",
+	"cmd/postern/events":    "auth cmd/postern/screen internal/pg internal/refusal internal/units relay/feed",
 	"cmd/postern/explain":   "auth cmd/postern/config cmd/postern/screen internal/refusal internal/units policy policy/quota relay/route relay/seal relay/smtp relay/submission relay/upstream relay/upstream/breaker relay/upstream/budget cmd/postern/receiver relay/dkim relay/dkim/keys",
 	"cmd/postern/handout":   "cmd/postern/config cmd/postern/screen relay/smtp",
 	"cmd/postern/man":       "internal/owned",

@@ -431,6 +431,7 @@ var followed = map[string]string{
 	"docs/certificates.md": "TestCertificatesPage",
 	"docs/check.md":        "TestCheckPageCommandsRun",
 	"docs/dkim.md":         "TestDKIMPage",
+	"docs/events.md":       "TestEventsPage",
 	"docs/metrics.md":      "TestMetrics",
 
 	"docs/coming-from-postfix-or-exim.md": "TestComingFromPage",

@@ -54,3 +54,13 @@ func TestComingFromPage(t *testing.T) {
 	}
 	g.follow(t, "../../docs/coming-from-postfix-or-exim.md")
 }
+
+// docs/events.md: its commands, also the first time, without a cursor.
+func TestEventsPage(t *testing.T) {
+	t.Parallel()
+	g := newGuide(t)
+	g.installed(t)
+	g.must(t, "echo 'a good password' | postern user add alice@example.com --password-stdin")
+	g.serve(t)
+	g.follow(t, "../../docs/events.md")
+}

@@ -30,11 +30,16 @@ type Listing struct {
 	JSON   bool
 	Out    io.Writer
 	Warn   func(error) // of what does not end a follower
+
+	flags flags
 }
 
 // Print prints events. A follower whose database stops answering goes on when it answers again. The
-// errors are those of feed.Read before the first page, feed.GoneError, and Out's.
+// errors are those of finding its beginning, of feed.Read before the first page, feed.GoneError, and Out's.
 func (l *Listing) Print(ctx context.Context, db pg.DB) error {
+	if err := l.find(ctx, db); err != nil {
+		return err
+	}
 	printed, begun, warned := 0, false, false
 	for {
 		page, err := feed.Read(ctx, db, l.After, l.Filter)
