@@ -30,16 +30,20 @@ const (
 
 // The other kinds. Audit is an admin's deed, the rest are rows of table event.
 const (
-	Audit         Kind = "audit"
-	LimitNear     Kind = "limit.near"
-	BreakerOpen   Kind = "breaker.open"
-	BreakerClosed Kind = "breaker.closed"
+	Audit              Kind = "audit"
+	LimitNear          Kind = "limit.near"
+	BreakerOpen        Kind = "breaker.open"
+	BreakerClosed      Kind = "breaker.closed"
+	SecretExpiring     Kind = "secret.expiring"
+	CertificateIssued  Kind = "certificate.issued"
+	CertificateFailing Kind = "certificate.failing"
+	DKIMKey            Kind = "dkim.key"
 )
 
 // Kinds are all kinds, those of mail first.
 func Kinds() []Kind {
 	return []Kind{Accepted, Voided, Delivered, Deferred, Failed, Expired, InDoubt, Resolved, Held, Released, Cancelled, Noticed,
-		Audit, LimitNear, BreakerOpen, BreakerClosed}
+		Audit, LimitNear, BreakerOpen, BreakerClosed, SecretExpiring, CertificateIssued, CertificateFailing, DKIMKey}
 }
 
 // ofResult is the kind of each result in the history; "": it is not an event.
