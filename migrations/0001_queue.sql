@@ -241,7 +241,7 @@ create table history (
 	dsn_passed         boolean     not null default false,
 	fenced             boolean     not null default false, -- the epoch had lost the row: recorded, not applied
 	started_at         timestamptz,
-	result             text        not null check (result in ('delivered', 'deferred', 'failed', 'expired', 'unknown',
+	result             text        not null check (result in ('delivered', 'deferred', 'failed', 'suppressed', 'expired', 'unknown',
 	                                                          'noticed', 'retry', 'hold', 'release', 'cancel', 'resolve', 'resend', 'void')),
 	local              text        not null default '',
 	domain             text        not null default '',

@@ -79,6 +79,8 @@ declare
 	top     bigint;
 	xid     bigint := pg_current_xact_id()::text::bigint;
 	plus    bigint := feed_now() - xid;
+	-- When this database's feed_now was made: rows with a lower number were restored.
+	made    bigint := xid - ((xid - (select p.xmin::text::bigint from pg_proc p where p.oid = 'feed_now'::regproc)) & 4294967295);
 	raised  bigint;
 	name    text;
 	schema  text := current_schema();
@@ -100,8 +102,8 @@ begin
 			execute format('create or replace function %I.feed_horizon() returns bigint language sql stable as %L', schema,
 				format(' select pg_snapshot_xmin(pg_current_snapshot())::text::bigint + %s ', raised));
 			foreach name in array array['message', 'history', 'audit', 'event'] loop
-				execute format('update %I set feed_at = $1 where feed_at <= $2 and (feed_at - $3) & 4294967295 = xmin::text::bigint', name)
-					using xid + raised, pg_snapshot_xmax(pg_current_snapshot())::text::bigint + plus, plus;
+				execute format('update %I set feed_at = $1 where feed_at between $2 and $3 and (feed_at - $4) & 4294967295 = xmin::text::bigint', name)
+					using xid + raised, made + plus, pg_snapshot_xmax(pg_current_snapshot())::text::bigint + plus, plus;
 			end loop;
 			plus := raised;
 		end if;

@@ -14,18 +14,19 @@ type Kind string
 
 // The kinds of mail; each of them but Accepted is about one recipient.
 const (
-	Accepted  Kind = "accepted"
-	Voided    Kind = "voided"
-	Delivered Kind = "delivered"
-	Deferred  Kind = "deferred"
-	Failed    Kind = "failed"
-	Expired   Kind = "expired"
-	InDoubt   Kind = "in_doubt"
-	Resolved  Kind = "resolved"
-	Held      Kind = "held"
-	Released  Kind = "released"
-	Cancelled Kind = "cancelled"
-	Noticed   Kind = "noticed"
+	Accepted   Kind = "accepted"
+	Voided     Kind = "voided"
+	Delivered  Kind = "delivered"
+	Deferred   Kind = "deferred"
+	Failed     Kind = "failed"
+	Suppressed Kind = "suppressed"
+	Expired    Kind = "expired"
+	InDoubt    Kind = "in_doubt"
+	Resolved   Kind = "resolved"
+	Held       Kind = "held"
+	Released   Kind = "released"
+	Cancelled  Kind = "cancelled"
+	Noticed    Kind = "noticed"
 )
 
 // The other kinds. Audit is an admin's deed, the rest are rows of table event.
@@ -42,13 +43,13 @@ const (
 
 // Kinds are all kinds, those of mail first.
 func Kinds() []Kind {
-	return []Kind{Accepted, Voided, Delivered, Deferred, Failed, Expired, InDoubt, Resolved, Held, Released, Cancelled, Noticed,
+	return []Kind{Accepted, Voided, Delivered, Deferred, Failed, Suppressed, Expired, InDoubt, Resolved, Held, Released, Cancelled, Noticed,
 		Audit, LimitNear, BreakerOpen, BreakerClosed, SecretExpiring, CertificateIssued, CertificateFailing, DKIMKey}
 }
 
 // ofResult is the kind of each result in the history; "": it is not an event.
 var ofResult = map[string]Kind{
-	"delivered": Delivered, "deferred": Deferred, "failed": Failed, "expired": Expired, "unknown": "", "noticed": Noticed,
+	"delivered": Delivered, "deferred": Deferred, "failed": Failed, "suppressed": Suppressed, "expired": Expired, "unknown": "", "noticed": Noticed,
 	"void": Voided, "hold": Held, "release": Released, "cancel": Cancelled, "resolve": Resolved, "resend": Resolved, "retry": "",
 }
 

@@ -102,7 +102,7 @@ func missing(t *testing.T, want []int, lists ...[]Event) (lost []int) {
 // transactions that were open then, and by statements that were prepared before.
 func TestReadAfterRestoredDump(t *testing.T) {
 	t.Parallel()
-	old, fresh := pgtest.Server(t, pgserver.Config{}), pgtest.Server(t, pgserver.Config{})
+	old, fresh := pgtest.Server(t, pgserver.Config{Unsafe: true}), pgtest.Server(t, pgserver.Config{Unsafe: true})
 	from := marked(t, pgtest.On(t, old))
 	before := connect(t, from.URL)
 	exec(t, before, burn)
@@ -158,6 +158,9 @@ func TestReadAfterRestoredDump(t *testing.T) {
 	if below > 0 {
 		t.Errorf("%d new rows are below restored ones", below)
 	}
+	if n := moved(t, into); n != 3 {
+		t.Errorf("%d rows were moved up, want those that were written before the mark", n)
+	}
 	exec(t, into, burn) // the numbers of the old server come by
 	mark(t, into)
 	exec(t, into, insertMessage, 10, 10)
@@ -166,10 +169,17 @@ func TestReadAfterRestoredDump(t *testing.T) {
 	}
 }
 
+// moved counts the messages that the first mark after a restore has moved up.
+func moved(t *testing.T, conn *pgx.Conn) (n int) {
+	t.Helper()
+	must(t, conn.QueryRow(t.Context(), `select count(*) from message where feed_at = (select max(feed_at) from feed_mark)`).Scan(&n))
+	return n
+}
+
 // A standby that was behind is promoted, and gives numbers again that the reader has seen.
 func TestReadAfterPromotion(t *testing.T) {
 	t.Parallel()
-	primary := pgtest.Server(t, pgserver.Config{})
+	primary := pgtest.Server(t, pgserver.Config{Unsafe: true})
 	db := marked(t, pgtest.On(t, primary))
 	before := connect(t, db.URL)
 	exec(t, before, insertMessage, 1, 3)
@@ -179,7 +189,7 @@ func TestReadAfterPromotion(t *testing.T) {
 	exec(t, before, insertMessage, 4, 6) // lost
 	_, at := behind(t, before, Cursor{})
 
-	promoted := pgtest.Server(t, pgserver.Config{Dir: dir})
+	promoted := pgtest.Server(t, pgserver.Config{Dir: dir, Unsafe: true})
 	after := connect(t, promoted.DatabaseURL(must1(pgx.ParseConfig(db.URL)).Database))
 	exec(t, after, `select pg_promote()`)
 	exec(t, after, insertMessage, 7, 8)
@@ -199,7 +209,7 @@ func TestReadAfterPromotion(t *testing.T) {
 func TestReadAfterVolumeSetBack(t *testing.T) {
 	t.Parallel()
 	dir := pgtest.Dir(t)
-	server := pgtest.Server(t, pgserver.Config{Dir: dir})
+	server := pgtest.Server(t, pgserver.Config{Dir: dir, Unsafe: true})
 	db := marked(t, pgtest.On(t, server))
 	name := must1(pgx.ParseConfig(db.URL)).Database
 	conn := connect(t, db.URL)
@@ -210,7 +220,7 @@ func TestReadAfterVolumeSetBack(t *testing.T) {
 	must(t, server.Kill())
 	must(t, osexec.Command("cp", "-a", dir, saved).Run())
 
-	server = pgtest.Server(t, pgserver.Config{Dir: dir})
+	server = pgtest.Server(t, pgserver.Config{Dir: dir, Unsafe: true})
 	conn = connect(t, server.DatabaseURL(name))
 	must(t, Mark(t.Context(), conn))
 	exec(t, conn, burn)
@@ -220,7 +230,7 @@ func TestReadAfterVolumeSetBack(t *testing.T) {
 	must(t, os.RemoveAll(dir))
 	must(t, os.Rename(saved, dir))
 
-	server = pgtest.Server(t, pgserver.Config{Dir: dir})
+	server = pgtest.Server(t, pgserver.Config{Dir: dir, Unsafe: true})
 	conn = connect(t, server.DatabaseURL(name))
 	exec(t, conn, insertMessage, 7, 8)
 	must(t, Mark(t.Context(), conn))
@@ -299,5 +309,33 @@ func TestResume(t *testing.T) {
 		case err == nil && (got.feedAt != tt.want || got.key != tt.key || got.incarnation != tt.s.incarnation || got.lenient != (tt.want < tt.s.gone)):
 			t.Errorf("%s: %+v", name, got)
 		}
+	}
+}
+
+// The offset is raised where places lie above this server's numbers. Rows that this database has written
+// itself move up; those that were restored stay, whatever their number.
+func TestOffsetIsRaised(t *testing.T) {
+	t.Parallel()
+	db := marked(t, pgtest.New(t))
+	conn := connect(t, db.URL)
+	exec(t, conn, insertMessage, 1, 2)
+	exec(t, conn, `insert into audit (actor, action, object) values ('root', 'x', 'y')`)
+	exec(t, conn, insertMessage, 3, 5)
+	exec(t, conn, `update message set feed_at = 1000000000000 where id = id_of(3)`)
+	exec(t, conn, `update message set feed_at = 3 where id = id_of(4)`)                                        // an early one of the old server
+	exec(t, conn, `update message set feed_at = (select min(feed_at) + 1 from feed_mark) where id = id_of(5)`) // a number that this server has given too
+	exec(t, conn, `update feed_state set identity = 'another'`)
+	must(t, Mark(t.Context(), conn))
+	exec(t, conn, insertMessage, 6, 6)
+	var order, audit string
+	must(t, conn.QueryRow(t.Context(), `select string_agg(right(id::text, 1), ' ' order by feed_at, id) from message`).Scan(&order))
+	must(t, conn.QueryRow(t.Context(), `select (feed_at > 1000000000000)::text from audit`).Scan(&audit))
+	if order != "4 5 3 1 2 6" || audit != "true" {
+		t.Errorf("the messages are in the order %s; the deed is behind them: %s", order, audit)
+	}
+	var above bool
+	must(t, conn.QueryRow(t.Context(), `select feed_horizon() > 1000000000000 and (select max(feed_at) from feed_mark) > 1000000000000`).Scan(&above))
+	if !above {
+		t.Error("the horizon or the mark is below")
 	}
 }

@@ -7,7 +7,8 @@
 -- make the page find its rows by their indexes, whatever the statistics say.
 select s.incarnation, s.gone, sane_time(coalesce(s.gone_at, 'epoch')), feed_horizon(),
 	(select max(m.feed_at) from feed_mark m where m.incarnation = @incarnation),
-	(select max(m.feed_at) from feed_mark m where m.at < 'epoch'::timestamptz + (@incarnation::bigint - 3600000000) * interval '1 microsecond'),
+	(select m.feed_at from feed_mark m where m.at < 'epoch'::timestamptz + (@incarnation::bigint - 3600000000) * interval '1 microsecond'
+		order by m.at desc limit 1),
 	set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true),
 	set_config('enable_bitmapscan', 'off', true)
 from feed_state s
@@ -78,7 +79,7 @@ from feed_state s
 
 -- name: before
 -- A place before all rows of a time and later: transactions last minutes at most, and nodes' clocks differ.
-select s.incarnation, coalesce((select max(feed_at) from feed_mark where at < @since::timestamptz - interval '10 minutes'), 0)
+select s.incarnation, coalesce((select feed_at from feed_mark where at < @since::timestamptz - interval '10 minutes' order by at desc limit 1), 0)
 from feed_state s
 
 -- name: mark

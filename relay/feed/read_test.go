@@ -72,7 +72,7 @@ func newFeed(t testing.TB) *pgtest.DB {
 // alone is newFeed on a server of its own: no other test has a transaction open there.
 func alone(t testing.TB) *pgtest.DB {
 	t.Helper()
-	return marked(t, pgtest.On(t, pgtest.Server(t, pgserver.Config{})))
+	return marked(t, pgtest.On(t, pgtest.Server(t, pgserver.Config{Unsafe: true})))
 }
 
 func marked(t testing.TB, db *pgtest.DB) *pgtest.DB {
