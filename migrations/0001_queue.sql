@@ -5,6 +5,13 @@
 -- that may be null last among them: PostgreSQL finds them without reading what is in front
 -- of them, and pads less.
 
+-- The place of a row in the feed of events (docs/events.md): the number of its transaction, and
+-- an offset that begin_incarnation in migrations/0013_events.sql raises where numbers begin anew. So it
+-- is in the body, which statements take in. Not immutable: a plan must hear of another body.
+create function feed_now() returns bigint language sql stable as $$
+	select pg_current_xact_id()::text::bigint + 0
+$$;
+
 -- Live mail ---------------------------------------------------------------------
 
 -- One row for each start of a process: its epoch, which fences all its writes.
@@ -37,6 +44,7 @@ create table message (
 	credential_id bigint      not null,
 	size          bigint      not null,
 	accepted_at   timestamptz not null,
+	feed_at       bigint      not null default feed_now(),
 	recipients    integer     not null,
 	utf8          boolean     not null,               -- needs SMTPUTF8
 	eight_bit     boolean     not null default false, -- octets beyond ASCII in the text
@@ -66,6 +74,8 @@ create table message (
 -- Trace by Message-ID, and by sender.
 create index message_header_id on message (header_id);
 create index message_sender on message (lower(sender_local || '@' || sender_domain), id);
+-- The feed. Rows of one transaction share an entry.
+create index message_feed on message (feed_at);
 
 -- The octets of live messages, in rows of 8,100 octets: the most that a page holds in
 -- one row, which the target keeps in the row itself. As larger rows, cut up by TOAST,
@@ -227,6 +237,7 @@ create table history (
 	reply_code         integer     not null default 0,
 	at                 timestamptz not null,
 	epoch              bigint      not null,
+	feed_at            bigint      not null default feed_now(),
 	outcome_unknown    boolean     not null default false, -- the final dot went out, no reply came back
 	possible_duplicate boolean     not null default false, -- an earlier attempt may have delivered
 	dsn_passed         boolean     not null default false,
@@ -252,6 +263,8 @@ create table history (
 	autovacuum_analyze_scale_factor = 0.05, autovacuum_analyze_threshold = 50000, autovacuum_freeze_min_age = 0);
 -- Trace by recipient.
 create index history_recipient on history (lower(local || '@' || domain), message_id);
+-- The feed, as message_feed.
+create index history_feed on history (feed_at);
 
 -- The notices among the messages, written with them. In a table of its own, so that
 -- accepting mail has nothing to do with it.

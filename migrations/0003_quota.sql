@@ -140,6 +140,9 @@ begin
 			where x.scope = scopes[k] and x.subject = subjects[k] and x.kind = kinds[k] and x.window_s = windows[k]
 				and (x.warned_at is null or x.warned_at < clock_timestamp() - make_interval(secs => windows[k]));
 			if found then
+				insert into event (kind, object, user_id, detail) select 'limit.near', kinds[k],
+					case scopes[k] when 'user' then subjects[k]::bigint when 'credential' then (select c.user_id from credential c where c.id = subjects[k]::bigint) end,
+					jsonb_build_object('scope', scopes[k], 'subject', subjects[k], 'window_s', windows[k], 'used', totals[k] + added[k], 'max', cap_of[k]);
 				id := null; refused := false; charge := k; used := totals[k] + added[k]; retry_at := null; usage := null;
 				return next;
 			end if;

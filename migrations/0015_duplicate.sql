@@ -21,7 +21,7 @@ create table duplicate (
 create function undelivered(message_id uuid, n integer) returns boolean language sql stable as $$
 	select not exists (select from recipient r where r.message_id = $1 and (r.n = $2 or $2 = -1) and r.state <> 'failed')
 		and exists (select from history h where h.message_id = $1 and (h.n = $2 or $2 = -1) and not h.fenced
-			and h.result in ('failed', 'expired', 'cancel', 'void'))
+			and h.result in ('failed', 'suppressed', 'expired', 'cancel', 'void'))
 		and not exists (select from history h where h.message_id = $1 and (h.n = $2 or $2 = -1) and h.result in ('delivered', 'resolve'))
 $$;
 

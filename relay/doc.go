@@ -12,6 +12,7 @@
 //	queue/reserve disk space of the database, reserved for outcomes
 //	suppression   the addresses that get no more mail, by bounces and by admins
 //	anomaly       holds the mail of a user whose account looks stolen
+//	feed          what became of mail, as a sequence of events
 //	retention     deletes old data
 //	certificate   the certificates that the listeners present
 //	acme          certificates from an authority, shared by all nodes

@@ -432,6 +432,7 @@ var followed = map[string]string{
 	"docs/check.md":        "TestCheckPageCommandsRun",
 	"docs/dkim.md":         "TestDKIMPage",
 	"docs/duplicates.md":   "TestDuplicatesPage",
+	"docs/events.md":       "TestEventsPage",
 	"docs/metrics.md":      "TestMetrics",
 
 	"docs/coming-from-postfix-or-exim.md": "TestComingFromPage",

@@ -42,6 +42,9 @@ var (
 	sqlForgetActivity       = texts.Bind("forget_activity", "rows")
 	sqlForgetDuplicates     = texts.Bind("forget_duplicates", "rows")
 	sqlForgetCorrespondents = texts.Bind("forget_correspondents", "rows", "keep")
+	sqlForgetEvents         = texts.Bind("forget_events", "rows", "keep")
+	sqlForgetMarks          = texts.Bind("forget_marks", "rows", "keep")
+	sqlForgetUsers          = texts.Bind("forget_users", "rows", "keep")
 	sqlForgetUsage          = texts.Bind("forget_usage", "scope", "subject", "kind", "window_s", "rows")
 )
 
@@ -220,6 +223,11 @@ func (r *Retention) others(ctx context.Context, conn *pgx.Conn) error {
 	}
 	if err := forget(ctx, conn, sqlForgetCorrespondents, forgetRows, r.cfg.Correspondents); err != nil {
 		return fmt.Errorf("forget correspondents: %w", err)
+	}
+	for _, sql := range []string{sqlForgetEvents, sqlForgetMarks, sqlForgetUsers} {
+		if err := forget(ctx, conn, sql, forgetRows, time.Duration(r.kept.Load())); err != nil {
+			return fmt.Errorf("forget events: %w", err)
+		}
 	}
 	return nil
 }

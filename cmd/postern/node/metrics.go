@@ -3,6 +3,7 @@ package node
 import (
 	"runtime"
 	"sync/atomic"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
@@ -58,6 +59,9 @@ func (n *Node) registerParts() {
 	admin.Register(r, nil, n.queue.Stats, admin.QueueStats())
 	admin.Register(r, nil, n.guard.Caught, []admin.Reading[int64]{
 		{Name: "postern_panics_total", Help: "Defects of Postern that were met outside of sessions and attempts, and survived.", Counter: true, Value: number[int64]},
+	})
+	admin.Register(r, nil, n.marker.HeldFor, []admin.Reading[time.Duration]{
+		{Name: "postern_feed_held_seconds", Help: "For how long a transaction that is open has held back the feed of events.", Value: time.Duration.Seconds},
 	})
 	admin.RegisterDKIM(r, n.signing.ring.List)
 	n.suppressing.register(r)

@@ -18,6 +18,7 @@ import (
 	"postern/internal/pg"
 	"postern/migrations"
 	"postern/relay/anomaly"
+	"postern/relay/feed"
 	"postern/relay/maillog"
 	"postern/relay/queue"
 	"postern/relay/queue/desk"
@@ -61,6 +62,7 @@ type Node struct {
 	queue       *queue.Queue
 	anomaly     *anomaly.Detector
 	retention   *retention.Retention
+	marker      *feed.Marker
 
 	metrics    *metrics // nil without an admin address, as the next
 	admin      *adminPages
@@ -246,6 +248,7 @@ func (n *Node) buildQueue(ctx context.Context) error {
 		Pool: workPool, Log: n.Log, Guard: n.guard, Trouble: suspect,
 		History: time.Duration(q.History), Correspondents: time.Duration(n.Config.Retention.Correspondents),
 	})
+	n.marker = feed.NewMarker(workPool, n.Log, n.guard)
 	n.queue = queue.New(queue.Config{
 		EnqueuePool: enqueuePool, WorkPool: workPool, Node: n.name, Log: n.Log, Guard: n.guard,
 		Lifetime: time.Duration(q.Lifetime), DelayNotice: time.Duration(q.DelayNotice),
@@ -320,6 +323,7 @@ func (n *Node) start(ctx context.Context) error {
 	n.anomaly.Start()
 	n.retention.Start()
 	n.startSuppression()
+	n.marker.Start(startCtx)
 	n.startKeys()
 	if err := n.startSigning(startCtx); err != nil {
 		return err
@@ -338,6 +342,7 @@ func (n *Node) closeQueue(ctx context.Context) error {
 	n.anomaly.Close()
 	n.retention.Close()
 	n.suppressing.close()
+	n.marker.Close()
 	n.signing.close()
 	n.keys.close()
 	return n.queue.Close(ctx)
