@@ -18,7 +18,7 @@ import (
 
 func (a *app) credentialCmd() *cobra.Command {
 	return noun("credential", "the password and the generated secrets of users",
-		a.credentialAddCmd(), a.credentialSetCmd(), a.credentialListCmd(), a.credentialRevokeCmd())
+		a.credentialAddCmd(), a.credentialListCmd(), a.credentialRevokeCmd(), a.credentialSetCmd())
 }
 
 func (a *app) credentialAddCmd() *cobra.Command {
