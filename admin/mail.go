@@ -49,7 +49,7 @@ var (
 	mechanisms = words(strings.Join(auth.Mechanisms(), " "))
 	refusals   = words("credentials busy unavailable malformed cancelled sessions")
 	stages     = words("mail rcpt body dot")
-	rules      = words("sender header size recipients limit")
+	rules      = words("sender header size recipient recipients suppression limit")
 	preambles  = words("bom mbox")
 	kinds      = words("failure doubt delay success")
 	losses     = words("failed expired cancelled")

@@ -116,6 +116,9 @@ func isOurReply(res *smtp.Result, i int) bool {
 
 // isOfOne reports that the reply to recipient i was about no other recipient.
 func isOfOne(res *smtp.Result, i int) bool {
+	if i >= len(res.Stages) {
+		return false
+	}
 	switch res.Stages[i] {
 	case smtp.StageRcpt:
 		return true
