@@ -23,7 +23,7 @@ func MailObserver(to prometheus.Registerer) maillog.Observer {
 	sessions, sent := newSessionCounts(to), newDeliveryCounts(to)
 	held := newHoldCounts(to)
 	return maillog.Observer{
-		Accepted: sessions.accept, Refused: sessions.refuse, Auth: sessions.login, SessionClosed: sessions.end,
+		Accepted: sessions.accept, Duplicate: sessions.duplicate, Refused: sessions.refuse, Auth: sessions.login, SessionClosed: sessions.end,
 		Attempt: sent.attempt, Notice: sent.notice, NoticeLost: sent.lost,
 		Held: held.message, LimitNear: held.limitNear, Hold: held.made, Released: held.released,
 	}
@@ -49,7 +49,7 @@ var (
 	mechanisms = words(strings.Join(auth.Mechanisms(), " "))
 	refusals   = words("credentials busy unavailable malformed cancelled sessions")
 	stages     = words("mail rcpt body dot")
-	rules      = words("sender header size recipients limit")
+	rules      = words("sender header size recipient recipients suppression limit")
 	preambles  = words("bom mbox")
 	kinds      = words("failure doubt delay success")
 	losses     = words("failed expired cancelled")
@@ -86,15 +86,16 @@ func refusalClass(r smtp.Reply) string {
 
 // sessionCounts are of what clients do.
 type sessionCounts struct {
-	messages, recipients, octets prometheus.Counter
-	refused, logins, ended       *prometheus.CounterVec
-	removed                      *prometheus.CounterVec
+	messages, recipients, octets, duplicates prometheus.Counter
+	refused, logins, ended                   *prometheus.CounterVec
+	removed                                  *prometheus.CounterVec
 }
 
 func newSessionCounts(to prometheus.Registerer) *sessionCounts {
 	c := &sessionCounts{
 		messages:   newCounter("postern_messages_accepted_total", "Messages that were committed to the queue and answered 250."),
 		recipients: newCounter("postern_recipients_accepted_total", "Recipients of the accepted messages."),
+		duplicates: newCounter("postern_duplicates_total", "Messages that were not taken again for some recipients or all, since a copy was accepted before."),
 		octets:     newCounter("postern_accepted_bytes_total", "Octets of the accepted messages, as stored."),
 		refused: newCounters("postern_refusals_total", "MAIL, RCPT and messages that got 4yz or 5yz, by stage of the session, whether the client may try again, and reason.",
 			"stage", "class", "reason"),
@@ -102,7 +103,7 @@ func newSessionCounts(to prometheus.Registerer) *sessionCounts {
 		ended:   newCounters("postern_sessions_closed_total", "Sessions that ended, by reason.", "reason"),
 		removed: newCounters("postern_preambles_removed_total", "Accepted messages from which lines before the header were removed, by kind.", "what"),
 	}
-	to.MustRegister(c.messages, c.recipients, c.octets, c.refused, c.logins, c.ended, c.removed)
+	to.MustRegister(c.messages, c.recipients, c.octets, c.duplicates, c.refused, c.logins, c.ended, c.removed)
 	for what := range preambles {
 		c.removed.WithLabelValues(what)
 	}
@@ -123,6 +124,8 @@ func (c *sessionCounts) accept(a maillog.Accept) {
 		c.removed.WithLabelValues(word(what, preambles)).Inc()
 	}
 }
+
+func (c *sessionCounts) duplicate(maillog.DuplicateEvent) { c.duplicates.Inc() }
 
 func (c *sessionCounts) refuse(r maillog.Refusal) {
 	c.refused.WithLabelValues(word(string(r.Stage), stages), refusalClass(r.Reply), refusalReason(r)).Inc()
@@ -197,6 +200,9 @@ func newDeliveryCounts(to prometheus.Registerer) *deliveryCounts {
 func (c *deliveryCounts) attempt(a maillog.AttemptEnd) {
 	if a.NotAnAttempt {
 		c.noRoute.Inc()
+		return
+	}
+	if a.Result == "suppressed" { // counted at RCPT
 		return
 	}
 	key := outcomeKey{"deferred", viaUpstream} // as in the log, an unknown result is a deferral

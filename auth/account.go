@@ -23,7 +23,10 @@ type account struct {
 	senders      []string
 	resend       []string // of senders
 	limits       []quota.Limit
-	stay         stay // of the network that was asked for
+	recipients   []RecipientPattern
+	suppressed   Suppressed
+	duplicates   *int32 // seconds; nil: the default
+	stay         stay   // of the network that was asked for
 }
 
 // stay is how long a user has been logging in from a network without a gap of 30 days.
@@ -55,7 +58,8 @@ func (a account) admits(peer netip.Addr, now time.Time) bool {
 func (a account) identity() Identity {
 	return Identity{
 		UserID: a.id, CredentialID: a.credentialID, Name: a.name,
-		Senders: a.senders, Resend: a.resend, Limits: a.limits, Expires: a.expires,
+		Senders: a.senders, Resend: a.resend, Limits: a.limits, Expires: a.expires, Duplicates: spanOf(a.duplicates),
+		Recipients: a.recipients, Suppressed: a.suppressed,
 	}
 }
 
@@ -72,7 +76,7 @@ type question struct {
 const (
 	accountColumns = `
 		select coalesce(u.id, 0), coalesce(u.version, 0), coalesce(u.name, ''), coalesce(u.enabled, false),
-		       coalesce(c.id, 0), coalesce(c.hash, ''), c.expires_at, coalesce(c.allowed_networks, '{}'),
+		       coalesce(c.id, 0), coalesce(c.hash, ''), c.expires_at, coalesce(c.allowed_networks, '{}'), c.duplicates_s,
 		       array(select p.pattern from sender_pattern p where p.user_id = u.id order by p.pattern),
 		       nullif(array(select p.pattern from sender_pattern p where p.user_id = u.id and p.resend order by p.pattern), '{}'),
 		       (select json_agg(json_build_object('Kind', l.kind, 'Window', l.window_s * 1000000000::bigint, 'Max', l.max,
@@ -82,7 +86,10 @@ const (
 		        from limit_rule l
 		        where coalesce(l.user_id, 0) = any(array[u.id, 0]) and coalesce(l.credential_id, 0) = any(array[0, c.id])
 		          and l.domain = any(array['', split_part(u.name, '@', 2)])
-		          and not (coalesce(u.no_limit_defaults, false) and l.user_id is null and l.domain = ''))`
+		          and not (coalesce(u.no_limit_defaults, false) and l.user_id is null and l.domain = '')),
+		       (select json_agg(json_build_object('Credential', coalesce(r.credential_id, 0), 'Allow', r.allow, 'Pattern', r.pattern) order by r.credential_id nulls first, r.allow, r.pattern)
+		        from recipient_pattern r where r.user_id = u.id and (r.credential_id is null or r.credential_id = c.id)),
+		       coalesce(c.suppressed, '')`
 	accountByPassword = accountColumns + `, k.first_at, k.last_at
 		from (select $1::text as name, $2::bigint as credential) asked
 		left join app_user u on u.name = asked.name
@@ -117,7 +124,7 @@ func (s *Store) scanAccount(ctx context.Context, sql string, args ...any) (accou
 	var a account
 	var expires, since, last *time.Time
 	err := s.db.QueryRow(ctx, sql, args...).Scan(&a.id, &a.version, &a.name, &a.enabled,
-		&a.credentialID, &a.hash, &expires, &a.networks, &a.senders, &a.resend, &a.limits, &since, &last)
+		&a.credentialID, &a.hash, &expires, &a.networks, &a.duplicates, &a.senders, &a.resend, &a.limits, &a.recipients, &a.suppressed, &since, &last)
 	if err != nil {
 		return account{}, err
 	}

@@ -37,14 +37,19 @@ var (
 type Identity struct {
 	UserID       int64
 	CredentialID int64
-	Name         string        // canonical
-	Senders      []string      // patterns of addresses this user may send as
-	Resend       []string      // those of Senders by which the user may also resend others' mail
-	Expires      time.Time     // of the credential; zero: never
-	Limits       []quota.Limit // all that are set for this user, by whichever source
+	Name         string             // canonical
+	Senders      []string           // patterns of addresses this user may send as
+	Resend       []string           // those of Senders by which the user may also resend others' mail
+	Expires      time.Time          // of the credential; zero: never
+	Limits       []quota.Limit      // all that are set for this user, by whichever source
+	Recipients   []RecipientPattern // whom this user may write to, or not, by this credential; none: anybody
+	Suppressed   Suppressed         // what mail by this credential does with a suppressed recipient; "": RefuseSuppressed
 	// NewNetwork says that the client's /24 or /48 is new to the user: a day ago, no
 	// login had come from it for 30 days.
 	NewNetwork bool
+	// Duplicates is how long copies of a message are recognised, 0 for not at all; nil: as the
+	// configuration says.
+	Duplicates *time.Duration
 }
 
 // Domain is the domain of the user's name, "" when it is a word.

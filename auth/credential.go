@@ -36,6 +36,11 @@ type Credential struct {
 	LastUse   Use
 	CreatedAt time.Time
 	RevokedAt time.Time
+
+	Suppressed Suppressed // what it does with suppressed recipients
+	// Duplicates is how long copies of a message are recognised, 0 for not at all; nil: as the
+	// configuration says.
+	Duplicates *time.Duration
 }
 
 // State says whether the credential is active, expired or revoked at a time.
@@ -160,9 +165,48 @@ func (s *Store) RevokeCredential(ctx context.Context, id int64) (Credential, err
 	return s.Credential(ctx, id)
 }
 
+// MaxDuplicates is the longest that copies of a message are recognised.
+const MaxDuplicates = 7 * 24 * time.Hour
+
+// SetDuplicates sets how long copies of what comes by a credential are recognised, 0 for not at all
+// and nil for as the configuration says, and returns the credential. The error is ErrNotFound or
+// ErrNewCredential, or of the database.
+func (s *Store) SetDuplicates(ctx context.Context, id int64, span *time.Duration) (Credential, error) {
+	var seconds *int32
+	if span != nil {
+		if *span < 0 || *span > MaxDuplicates {
+			return Credential{}, fmt.Errorf("%w: copies are recognised for 0 to 7 days, not %s", ErrNewCredential, *span)
+		}
+		n := int32(*span / time.Second)
+		seconds = &n
+	}
+	c, err := s.Credential(ctx, id)
+	if err != nil {
+		return Credential{}, err
+	}
+	d := audit.Deed{Action: "credential set", Detail: map[string]any{"credential": id, "label": c.Label, "duplicates_s": seconds}}
+	err = s.change(ctx, c.User, d, func(ctx context.Context, tx pgx.Tx, _ int64) error {
+		_, err := tx.Exec(ctx, `update credential set duplicates_s = $2, updated_at = now() where id = $1`, id, seconds)
+		return err
+	})
+	if err != nil {
+		return Credential{}, err
+	}
+	return s.Credential(ctx, id)
+}
+
+// spanOf is a number of seconds that may be null.
+func spanOf(seconds *int32) *time.Duration {
+	if seconds == nil {
+		return nil
+	}
+	d := time.Duration(*seconds) * time.Second
+	return &d
+}
+
 const selectCredentials = `
 	select c.id, c.user_id, u.name, c.kind, c.label, c.expires_at, c.allowed_networks,
-	       c.last_used_at, c.last_used_addr, coalesce(c.last_used_tls, ''), c.created_at, c.revoked_at
+	       c.last_used_at, c.last_used_addr, coalesce(c.last_used_tls, ''), c.created_at, c.revoked_at, c.suppressed, c.duplicates_s
 	from credential c join app_user u on u.id = c.user_id`
 
 func (s *Store) credentials(ctx context.Context, sql string, args ...any) ([]Credential, error) {
@@ -175,8 +219,10 @@ func (s *Store) credentials(ctx context.Context, sql string, args ...any) ([]Cre
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (c Credential, err error) {
 		var expires, used, revoked *time.Time
 		var addr *netip.Addr
+		var duplicates *int32
 		err = row.Scan(&c.ID, &c.UserID, &c.User, &c.Kind, &c.Label, &expires, &c.Networks,
-			&used, &addr, &c.LastUse.TLS, &c.CreatedAt, &revoked)
+			&used, &addr, &c.LastUse.TLS, &c.CreatedAt, &revoked, &c.Suppressed, &duplicates)
+		c.Duplicates = spanOf(duplicates)
 		c.Expires, c.LastUse.At, c.RevokedAt = timeOf(expires), timeOf(used), timeOf(revoked)
 		if addr != nil {
 			c.LastUse.Addr = *addr

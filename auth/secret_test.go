@@ -164,6 +164,21 @@ func TestStoreSecrets(t *testing.T) {
 	_, err = s.pool().Exec(ctx, `update credential set expires_at = null where id = $1`, c.ID)
 	must(t, err)
 	verify("not expired", "alice", secret, home, nil)
+	for _, span := range []time.Duration{10 * time.Minute, 0, MaxDuplicates} {
+		set, err := s.SetDuplicates(ctx, c.ID, &span)
+		must(t, err)
+		if id := verify("with duplicates", "alice", secret, home, nil); id.Duplicates == nil || *id.Duplicates != span || *set.Duplicates != span {
+			t.Errorf("%v: %v of the credential, %v of the login", span, set.Duplicates, id.Duplicates)
+		}
+		if id := verify("the password", "alice", plain, home, nil); id.Duplicates != nil {
+			t.Errorf("the password has %v", id.Duplicates)
+		}
+	}
+	set, err := s.SetDuplicates(ctx, c.ID, nil)
+	must(t, err)
+	if id := verify("as configured", "alice", secret, home, nil); id.Duplicates != nil || set.Duplicates != nil {
+		t.Errorf("%v of the credential, %v of the login", set.Duplicates, id.Duplicates)
+	}
 	revoked, err := s.RevokeCredential(ctx, c.ID)
 	must(t, err)
 	if again, err := s.RevokeCredential(ctx, c.ID); err != nil || revoked.RevokedAt.IsZero() || !again.RevokedAt.Equal(revoked.RevokedAt) {
@@ -200,6 +215,13 @@ func TestStoreRefusesCredentials(t *testing.T) {
 		if _, secret, err := s.AddCredential(ctx, tt.user, tt.n); !errors.Is(err, tt.want) || secret != "" {
 			t.Errorf("%s %+v: %q, %v; want %v", tt.user, tt.n, secret, err, tt.want)
 		}
+	}
+	week := MaxDuplicates + 1
+	if _, err := s.SetDuplicates(ctx, 1, &week); !errors.Is(err, ErrNewCredential) {
+		t.Errorf("err = %v", err)
+	}
+	if _, err := s.SetDuplicates(ctx, 1<<40, nil); !errors.Is(err, ErrNotFound) {
+		t.Errorf("err = %v", err)
 	}
 	if _, err := s.RevokeCredential(ctx, 1<<40); !errors.Is(err, ErrNotFound) || strings.Contains(err.Error(), "user") {
 		t.Errorf("err = %v", err)

@@ -242,10 +242,19 @@ func (s *Store) RemoveSender(ctx context.Context, name, pattern string) error {
 	})
 }
 
+// sqlRememberUser keeps the names that events of the user's mail show.
+const sqlRememberUser = `
+	insert into former_user (user_id, name, credentials)
+	select u.id, u.name, (select coalesce(jsonb_object_agg(c.id, c.label), '{}') from credential c where c.user_id = u.id)
+	from app_user u where u.id = $1`
+
 // RemoveUser deletes a user with all credentials, patterns and limits; mail is not
 // touched. The error is ErrName or ErrNotFound, or of the database.
 func (s *Store) RemoveUser(ctx context.Context, name string) error {
 	return s.change(ctx, name, audit.Deed{Action: "user remove"}, func(ctx context.Context, tx pgx.Tx, id int64) error {
+		if _, err := tx.Exec(ctx, sqlRememberUser, id); err != nil {
+			return err
+		}
 		if _, err := tx.Exec(ctx, `delete from app_user where id = $1`, id); err != nil {
 			return err
 		}

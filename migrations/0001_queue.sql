@@ -5,6 +5,13 @@
 -- that may be null last among them: PostgreSQL finds them without reading what is in front
 -- of them, and pads less.
 
+-- The place of a row in the feed of events (docs/events.md): the number of its transaction, and
+-- an offset that begin_incarnation in migrations/0013_events.sql raises where numbers begin anew. So it
+-- is in the body, which statements take in. Not immutable: a plan must hear of another body.
+create function feed_now() returns bigint language sql stable as $$
+	select pg_current_xact_id()::text::bigint + 0
+$$;
+
 -- Live mail ---------------------------------------------------------------------
 
 -- One row for each start of a process: its epoch, which fences all its writes.
@@ -37,6 +44,7 @@ create table message (
 	credential_id bigint      not null,
 	size          bigint      not null,
 	accepted_at   timestamptz not null,
+	feed_at       bigint      not null default feed_now(),
 	recipients    integer     not null,
 	utf8          boolean     not null,               -- needs SMTPUTF8
 	eight_bit     boolean     not null default false, -- octets beyond ASCII in the text
@@ -57,6 +65,8 @@ create table message (
 	node          text        not null,
 	rule          text        not null default '',    -- what the policy said, for trace
 	usage         jsonb,                              -- of its limits, with this message; null without limits
+	tags          text[],                             -- of the sender's application (docs/duplicates.md); null without
+	metadata      jsonb,
 	constraint message_counts check (size >= 0 and recipients >= 0)
 ) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 10000,
 	autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_vacuum_insert_threshold = 50000,
@@ -64,6 +74,8 @@ create table message (
 -- Trace by Message-ID, and by sender.
 create index message_header_id on message (header_id);
 create index message_sender on message (lower(sender_local || '@' || sender_domain), id);
+-- The feed. Rows of one transaction share an entry.
+create index message_feed on message (feed_at);
 
 -- The octets of live messages, in rows of 8,100 octets: the most that a page holds in
 -- one row, which the target keeps in the row itself. As larger rows, cut up by TOAST,
@@ -137,7 +149,7 @@ create table recipient (
 	next_attempt_at    timestamptz not null default now(),
 	expires_at         timestamptz not null,
 	reply_code         integer     not null default 0,     -- the last reply, as are the other reply columns
-	tell               smallint    not null,               -- 1 failure, 2 delay, 4 success: what the sender wants to hear
+	tell               smallint    not null,               -- 1 failure, 2 delay, 4 success: what the sender wants to hear; 8: it is suppressed
 	notify             smallint    not null,               -- RFC 3461, to be passed on
 	dot_possible       boolean     not null default false, -- the owner may have sent the final dot
 	possible_duplicate boolean     not null default false, -- an earlier owner may have delivered
@@ -225,13 +237,14 @@ create table history (
 	reply_code         integer     not null default 0,
 	at                 timestamptz not null,
 	epoch              bigint      not null,
+	feed_at            bigint      not null default feed_now(),
 	outcome_unknown    boolean     not null default false, -- the final dot went out, no reply came back
 	possible_duplicate boolean     not null default false, -- an earlier attempt may have delivered
 	dsn_passed         boolean     not null default false,
 	fenced             boolean     not null default false, -- the epoch had lost the row: recorded, not applied
 	started_at         timestamptz,
-	result             text        not null check (result in ('delivered', 'deferred', 'failed', 'expired', 'unknown',
-	                                                          'noticed', 'retry', 'hold', 'release', 'cancel', 'resolve', 'resend', 'void')),
+	result             text        not null check (result in ('delivered', 'deferred', 'failed', 'suppressed', 'expired', 'unknown',
+	                                                          'noticed', 'retry', 'hold', 'release', 'cancel', 'resolve', 'resend', 'void', 'duplicate')),
 	local              text        not null default '',
 	domain             text        not null default '',
 	reply_enhanced     text        not null default '',
@@ -250,6 +263,8 @@ create table history (
 	autovacuum_analyze_scale_factor = 0.05, autovacuum_analyze_threshold = 50000, autovacuum_freeze_min_age = 0);
 -- Trace by recipient.
 create index history_recipient on history (lower(local || '@' || domain), message_id);
+-- The feed, as message_feed.
+create index history_feed on history (feed_at);
 
 -- The notices among the messages, written with them. In a table of its own, so that
 -- accepting mail has nothing to do with it.

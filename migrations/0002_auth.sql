@@ -56,6 +56,7 @@ create table credential (
 	allowed_networks cidr[]      not null default '{}', -- empty: from anywhere
 	last_used_addr   inet,
 	last_used_tls    text,
+	duplicates_s     integer     check (duplicates_s between 0 and 604800), -- how long copies of mail are recognised; null: as configured
 	constraint credential_kind check (kind in ('password', 'secret'))
 );
 -- AUTH reads the one live password of a user: a second one would cost every wrong
@@ -118,12 +119,15 @@ create index auth_failure_updated on auth_failure (updated_at);
 
 -- The deeds of admins. A row is written in the transaction of the change that it records.
 create table audit (
-	id     bigint      generated always as identity primary key,
-	at     timestamptz not null default clock_timestamp(),
-	actor  text        not null, -- the operating system's user
-	action text        not null, -- 'user disable'
-	object text        not null, -- 'alice@example.com'
-	detail jsonb       not null default '{}'
+	id      bigint      generated always as identity primary key,
+	at      timestamptz not null default clock_timestamp(),
+	feed_at bigint      not null default feed_now(), -- as in message
+	actor   text        not null, -- the operating system's user
+	action  text        not null, -- 'user disable'
+	object  text        not null, -- 'alice@example.com'
+	detail  jsonb       not null default '{}'
 );
 -- Retention, and "audit --since".
 create index audit_at on audit (at);
+-- The feed.
+create index audit_feed on audit (feed_at);

@@ -37,7 +37,8 @@ create index live_session_domain on live_session (domain);
 -- rows: the limits' rows (scopes, subjects, kinds, windows) in the order of their key,
 -- in which they are locked: the locks end with the transaction, so a charge is there
 -- if its message is. Charges, by message: which message (msg), which row (row_of),
--- how much, and the limit. again: a message that is stored is not charged a second time.
+-- how much, and the limit. again: a message that is stored is not charged a second time. One
+-- whose amounts are null is not charged at all.
 --
 -- A window is counted in buckets of a sixtieth. A charge counts until 62 buckets
 -- later, so that a client that measures by the arrival of its replies does not see
@@ -113,7 +114,7 @@ begin
 					union all select buckets[k], added[k]) c) a
 			where a.gone >= used + amounts[charge] - caps[charge] and amounts[charge] <= caps[charge]
 			order by a.at limit 1;
-		else
+		elsif amounts[i] is not null then
 			for c in i .. j - 1 loop
 				k := row_of[c];
 				added[k] := added[k] + amounts[c];
@@ -139,6 +140,9 @@ begin
 			where x.scope = scopes[k] and x.subject = subjects[k] and x.kind = kinds[k] and x.window_s = windows[k]
 				and (x.warned_at is null or x.warned_at < clock_timestamp() - make_interval(secs => windows[k]));
 			if found then
+				insert into event (kind, object, user_id, detail) select 'limit.near', kinds[k],
+					case scopes[k] when 'user' then subjects[k]::bigint when 'credential' then (select c.user_id from credential c where c.id = subjects[k]::bigint) end,
+					jsonb_build_object('scope', scopes[k], 'subject', subjects[k], 'window_s', windows[k], 'used', totals[k] + added[k], 'max', cap_of[k]);
 				id := null; refused := false; charge := k; used := totals[k] + added[k]; retry_at := null; usage := null;
 				return next;
 			end if;

@@ -9,7 +9,9 @@
 //	queue/content    the bytes of messages, in chunks
 //	queue/desk       what operators do with it: list, trace, hold, release, cancel, resolve
 //	queue/reserve    database disk space kept free for outcomes
+//	suppression      the addresses that get no more mail, by bounces and by admins
 //	anomaly          holds the mail of a user whose account looks compromised
+//	feed             what became of mail, as a sequence of events
 //	retention        deletes old data
 //	certificate      the certificates that the listeners present
 //	acme             certificates from an ACME CA, shared by all nodes

@@ -105,10 +105,11 @@ func List(ctx context.Context, db pg.DB, f Filter) ([]Entry, error) {
 }
 
 // Rows are locked and deleted by their place: however many there are, nothing else is
-// read.
+// read. The feed (relay/feed) hears up to where it is no longer whole.
 const deleteOld = `
-	delete from audit where ctid = any(array(
-		select ctid from audit where at < clock_timestamp() - $1::interval order by at for update skip locked limit $2))`
+	with old as materialized (select ctid as place, feed_at, at from audit where at < clock_timestamp() - $1::interval order by at for update skip locked limit $2),
+	f as (update feed_state s set gone = l.feed_at, gone_at = l.at from (select feed_at, at from old order by feed_at desc limit 1) l where l.feed_at > s.gone)
+	delete from audit where ctid = any(array(select place from old))`
 
 // Expire deletes what is older than keep.
 func Expire(ctx context.Context, db pg.DB, keep time.Duration) error {

@@ -72,7 +72,7 @@ func (a *app) complete(cmd *cobra.Command) {
 	case cmd.ValidArgsFunction != nil || under == nil:
 	case what == "USER", under.Name() == "user" && what == "NAME" && cmd.Name() != "add":
 		cmd.ValidArgsFunction = a.completer(usersLike, true)
-	case under.Name() == "credential" && what == "ID...":
+	case under.Name() == "credential" && strings.TrimSuffix(what, "...") == "ID":
 		cmd.ValidArgsFunction = a.completer(secretsLike, false)
 	case (under.Name() == "upstream" || under.Name() == "reply") && what == "NAME" && (cmd.Name() != "add" || under.Name() == "reply"):
 		cmd.ValidArgsFunction = a.completer(upstreamsLike, true)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net/netip"
 	"slices"
 	"strconv"
 	"time"
@@ -14,13 +13,12 @@ import (
 	"postern/auth"
 	"postern/cmd/postern/account"
 	"postern/cmd/postern/screen"
-	"postern/internal/units"
 	"postern/relay/queue/desk"
 )
 
 func (a *app) credentialCmd() *cobra.Command {
 	return noun("credential", "manage passwords and generated secrets",
-		a.credentialAddCmd(), a.credentialListCmd(), a.credentialRevokeCmd())
+		a.credentialAddCmd(), a.credentialListCmd(), a.credentialRevokeCmd(), a.credentialSetCmd())
 }
 
 func (a *app) credentialAddCmd() *cobra.Command {
@@ -45,11 +43,11 @@ choice, use 'user passwd'.`,
 			}
 			n := auth.NewCredential{Label: label}
 			var err error
-			if n.Expires, err = parseExpiry(expires, time.Now()); err != nil {
-				return err
+			if n.Expires, err = account.ParseExpiry(expires, time.Now()); err == nil {
+				n.Networks, err = account.ParseNetworks(networks)
 			}
-			if n.Networks, err = parseNetworks(networks); err != nil {
-				return err
+			if err != nil {
+				return invalidUse(err)
 			}
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
 				c, secret, err := users.AddCredential(ctx, args[0], n)
@@ -74,49 +72,53 @@ choice, use 'user passwd'.`,
 	return cmd
 }
 
-// parseExpiry takes a span of time from now, a date (its beginning, here) or a moment.
-func parseExpiry(s string, now time.Time) (time.Time, error) {
-	if s == "" {
-		return time.Time{}, nil
+func (a *app) credentialSetCmd() *cobra.Command {
+	var duplicates, suppressed string
+	cmd := &cobra.Command{
+		Use:   "set ID",
+		Short: "change what becomes of mail that is sent with a credential",
+		Long: `Sets how long copies of what comes by a credential are recognised (--duplicates), and what
+becomes of a suppressed recipient (--suppressed, see 'postern suppression'): refuse it at RCPT,
+accept it and tell the sender by a notice, or ignore the user's entries, for mail such as
+security alerts.`,
+		Example: "  postern credential set 12 --duplicates 10m --suppressed ignore",
+		Args:    one("number", "the number of a credential"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := parseCredential(args[0])
+			if err != nil {
+				return err
+			}
+			var span *time.Duration
+			if duplicates != "" {
+				if span, err = account.ParseDuplicates(duplicates); err != nil {
+					return usagef("%v", err)
+				}
+			}
+			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+				err := users.together(ctx, func(store *auth.Store, _ *desk.Admin) (whose []int64, err error) {
+					var c auth.Credential
+					if duplicates != "" {
+						c, err = store.SetDuplicates(ctx, id, span)
+					}
+					if err == nil && suppressed != "" {
+						c, err = store.SetSuppressed(ctx, id, auth.Suppressed(suppressed))
+					}
+					return []int64{c.UserID}, err
+				})
+				if err == nil {
+					_, err = fmt.Fprintf(a.stdout, "changed credential %d\n", id)
+				}
+				return err
+			})
+		},
 	}
-	t, err := time.ParseInLocation(time.DateOnly, s, time.Local)
-	if err != nil {
-		t, err = time.Parse(time.RFC3339, s)
-	}
-	if err != nil {
-		d, notSpan := units.ParseSpan(s)
-		t, err = now.Add(d), notSpan
-	}
-	switch {
-	case err != nil:
-		return time.Time{}, usagef("--expires: %q is neither a span such as 90d nor a date such as 2027-01-31", s)
-	case !t.After(now):
-		return time.Time{}, usagef("--expires: %s is in the past", s)
-	}
-	return t, nil
-}
-
-// parseNetworks takes networks, and single addresses as well.
-func parseNetworks(list []string) (networks []netip.Prefix, err error) {
-	for _, s := range list {
-		p, err := netip.ParsePrefix(s)
-		if addr, notAddr := netip.ParseAddr(s); err != nil && notAddr == nil && addr.Zone() == "" {
-			p, err = netip.PrefixFrom(addr, addr.BitLen()), nil
-		}
-		switch {
-		case err != nil:
-			return nil, usagef("--network: %q is not a network such as 192.0.2.0/24 or 2001:db8::/48", s)
-		case p != p.Masked():
-			return nil, usagef("--network: %s has bits set after the prefix: write %s", s, p.Masked())
-		}
-		networks = append(networks, p)
-	}
-	return networks, nil
+	account.MailFlags(cmd, &duplicates, &suppressed)
+	return cmd
 }
 
 func (a *app) credentialListCmd() *cobra.Command {
 	return listing[account.Credential]{
-		head: account.CredentialHead(), spare: []string{"NETWORKS", "FROM", "KIND"}, row: account.Credential.Row,
+		head: account.CredentialHead(), spare: []string{"DUPLICATES", "NETWORKS", "FROM", "KIND"}, row: account.Credential.Row,
 		load: func(ctx context.Context, users *accounts, args []string, _ int) ([]account.Credential, error) {
 			list, err := users.Credentials(ctx, args[0])
 			return account.CredentialsOf(list), err

@@ -431,12 +431,15 @@ var followed = map[string]string{
 	"docs/certificates.md": "TestCertificatesPage",
 	"docs/check.md":        "TestCheckPageCommandsRun",
 	"docs/dkim.md":         "TestDKIMPage",
+	"docs/duplicates.md":   "TestDuplicatesPage",
+	"docs/events.md":       "TestEventsPage",
 	"docs/metrics.md":      "TestMetrics",
 
 	"docs/coming-from-postfix-or-exim.md": "TestComingFromPage",
 	"docs/upstreams.md":                   "TestUpstreamsPage",
 	"docs/oauth.md":                       "TestOAuthPage",
 	"docs/transport.md":                   "TestTransportPage",
+	"docs/suppression.md":                 "TestSuppressionPage",
 }
 
 // No page has commands that nobody has thought of running.

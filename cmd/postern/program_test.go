@@ -71,13 +71,18 @@ key = "key.pem"
 format = "json"
 [admin]
 address = "127.0.0.1:0"
-`
+` + equalMail
 	if err := os.WriteFile(s.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	s.must(t, s.account.password, "user", "add", s.account.name, "--password-stdin", "--sender", "*@example.com")
 	return s
 }
+
+// equalMail lets tests send one message several times.
+const equalMail = `[queue]
+duplicates = "0"
+`
 
 // command is the program as a process in the site's folder. The end of ctx
 // interrupts it.

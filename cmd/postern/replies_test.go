@@ -98,7 +98,7 @@ func hasPieces(text, reply string) bool {
 func repliesOfTheSources(t *testing.T) map[string]string {
 	t.Helper()
 	replies, known := map[string]string{}, map[string]string{}
-	for _, dir := range []string{"policy", "relay/smtp", "relay/message", "relay/submission", "relay/queue", "relay/connect", "relay/delivery"} {
+	for _, dir := range []string{"policy", "relay/smtp", "relay/message", "relay/suppression", "relay/submission", "relay/queue", "relay/connect", "relay/delivery"} {
 		files, err := filepath.Glob("../../" + dir + "/*.go")
 		if err != nil || len(files) == 0 {
 			t.Fatalf("%s: %v", dir, err)

@@ -18,6 +18,12 @@ import (
 // onTerminal runs a command whose output is a terminal of that many columns.
 func (s *site) onTerminal(t *testing.T, width int, args ...string) string {
 	t.Helper()
+	return s.atTerminal(t, width, func(cmd *exec.Cmd, terminal *os.File) { cmd.Stdout = terminal }, args...)
+}
+
+// atTerminal runs a command with a terminal, and returns what is seen on it.
+func (s *site) atTerminal(t *testing.T, width int, connect func(cmd *exec.Cmd, terminal *os.File), args ...string) string {
+	t.Helper()
 	ours, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -41,7 +47,7 @@ func (s *site) onTerminal(t *testing.T, width int, args ...string) string {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := s.command(ctx, args...)
-	cmd.Stdout = theirs
+	connect(cmd, theirs)
 	out := make(chan string)
 	go func() {
 		var text strings.Builder

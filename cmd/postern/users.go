@@ -50,7 +50,7 @@ func (a *app) onUsers(do func(ctx context.Context, users *accounts, args []strin
 
 // userError marks errors in the arguments as usage errors.
 func userError(err error) error {
-	for _, kind := range []error{auth.ErrName, auth.ErrPattern, auth.ErrDoubtPolicy, auth.ErrPassword, quota.ErrLimit, auth.ErrNewCredential} {
+	for _, kind := range []error{auth.ErrName, auth.ErrPattern, auth.ErrSuppressed, auth.ErrDoubtPolicy, auth.ErrPassword, quota.ErrLimit, auth.ErrNewCredential} {
 		if errors.Is(err, kind) {
 			return usageError{err.Error()}
 		}

@@ -84,7 +84,11 @@ const recordFailure = `
 with held as (
 	select l.name from certificate_lock l
 	join unnest($7::text[], $8::bigint[]) h(name, token) on l.name = h.name and l.token = h.token
-	where l.expires_at > clock_timestamp() for share of l)
+	where l.expires_at > clock_timestamp() for share of l),
+told as (insert into event (kind, object, detail)
+	select 'certificate.failing', $2::text, jsonb_build_object('authority', $1::text, 'node', $3::text, 'error', $5::text)
+	where (select count(*) from held) = cardinality($7::text[])
+		and not exists (select from certificate_state c where c.authority = $1 and c.name = $2 and c.failures > 0))
 insert into certificate_state as c (authority, name, node, failures, failing_since, last_error, next_try_at)
 select $1, $2, $3, 1, $4, $5, $6 where (select count(*) from held) = cardinality($7::text[])
 on conflict (authority, name) do update set node = excluded.node, failures = c.failures + 1,
@@ -107,14 +111,18 @@ func (s *storage) failed(ctx context.Context, r Record) error {
 }
 
 const recordSuccess = `
-insert into certificate_state as c (authority, name, node, issuer, serial, not_before, not_after, renewed_at)
+with c as (insert into certificate_state as c (authority, name, node, issuer, serial, not_before, not_after, renewed_at)
 values ($1, $2, $3, $4, $5, $6, $7, $8)
 on conflict (authority, name) do update set node = excluded.node, issuer = excluded.issuer, serial = excluded.serial,
 	not_before = excluded.not_before, not_after = excluded.not_after,
 	renewed_at = case when c.serial = excluded.serial then c.renewed_at else excluded.renewed_at end,
 	renew_asked_at = case when c.serial = excluded.serial then c.renew_asked_at end,
 	failures = 0, failing_since = null, last_error = '', next_try_at = null
-where (c.failures > 0 or c.serial <> excluded.serial) and (c.not_before is null or c.not_before <= excluded.not_before)`
+where (c.failures > 0 or c.serial <> excluded.serial) and (c.not_before is null or c.not_before <= excluded.not_before)
+returning c.renewed_at)
+insert into event (kind, object, detail)
+select 'certificate.issued', $2, jsonb_build_object('authority', $1::text, 'node', $3::text, 'issuer', $4::text, 'serial', $5::text, 'not_after', $7::timestamptz)
+from c where c.renewed_at = $8`
 
 // succeeded tells all nodes that the certificate is in order. Most times they know.
 func (s *storage) succeeded(ctx context.Context, authority, name string, leaf *x509.Certificate, now time.Time) error {

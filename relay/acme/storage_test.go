@@ -3,9 +3,11 @@ package acme
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"errors"
 	"io/fs"
 	"log/slog"
+	"math/big"
 	"os"
 	"slices"
 	"strings"
@@ -429,5 +431,35 @@ func TestStorageAway(t *testing.T) {
 	}
 	if s.Exists(ctx, "a") {
 		t.Error("Exists without a database")
+	}
+}
+
+// The first failure in a row, and each new certificate, is an event; no late one is.
+func TestStorageTellsTheFeed(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	s := testStorage(t, db, "one")
+	s.lease, s.renewEvery = time.Hour, time.Hour // unless the test ends it
+	ctx, end := withScope(t.Context())
+	defer end(nil)
+	must(t, s.Lock(ctx, "name"))
+	now := time.Now()
+	for range 2 {
+		must(t, s.failed(ctx, Record{Authority: "ca", Name: "relay.example.com", FailingSince: now, LastError: "no", NextTry: now}))
+	}
+	leaf := &x509.Certificate{SerialNumber: big.NewInt(7), NotBefore: now, NotAfter: now.Add(time.Hour)}
+	for range 2 {
+		must(t, s.succeeded(ctx, "ca", "relay.example.com", leaf, time.Now()))
+	}
+	must(t, s.failed(ctx, Record{Authority: "ca", Name: "relay.example.com", FailingSince: now, LastError: "again", NextTry: now}))
+	must(t, s.succeeded(ctx, "ca", "relay.example.com", leaf, time.Now())) // the failure is over; it is the same certificate
+	expire(t, db.Pool, "name")
+	if err := s.failed(ctx, Record{Authority: "ca", Name: "relay.example.com", FailingSince: now, NextTry: now}); !errors.Is(err, errLeaseLost) {
+		t.Error(err)
+	}
+	var events string
+	must(t, db.Pool.QueryRow(t.Context(), `select string_agg(kind || ' ' || object || ' ' || coalesce(detail->>'error', detail->>'serial'), ', ' order by id) from event`).Scan(&events))
+	if want := "certificate.failing relay.example.com no, certificate.issued relay.example.com 7, certificate.failing relay.example.com again"; events != want {
+		t.Errorf("events: %s", events)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/smtp"
+	"postern/relay/suppression"
 	"postern/relay/upstream"
 )
 
@@ -52,6 +53,7 @@ func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, by 
 		if o.Result == queue.Delivered {
 			o.DSNPassed = res.DSN
 		}
+		o.NoMailbox = by.replies == nil && o.Result == queue.Failed && !o.Ours && !o.MidText && isOfOne(&res, i) && suppression.NoMailbox(o.Reply)
 	}
 	return outcomes
 }
@@ -110,6 +112,20 @@ func accountRefused(replies *upstream.Replies, res *smtp.Result) *upstream.Verdi
 // isOurReply reports that recipient i was not named to the server: its reply is made up.
 func isOurReply(res *smtp.Result, i int) bool {
 	return i < len(res.Stages) && res.Stages[i] == smtp.StageHello
+}
+
+// isOfOne reports that the reply to recipient i was about no other recipient.
+func isOfOne(res *smtp.Result, i int) bool {
+	if i >= len(res.Stages) {
+		return false
+	}
+	switch res.Stages[i] {
+	case smtp.StageRcpt:
+		return true
+	case smtp.StageData, smtp.StageDot:
+		return len(res.Stages) == 1
+	}
+	return false
 }
 
 // stageOf is where the reply to recipient i came.

@@ -136,6 +136,10 @@ func (e *Engine) split(d *queue.Delivery) []way {
 	var g grouping
 	for i := range d.Recipients {
 		rcpt := &d.Recipients[i]
+		if rcpt.Suppressed {
+			e.suppressed(d, rcpt)
+			continue
+		}
 		w, err := e.resolve(d, rcpt)
 		if err != nil {
 			e.unroutable(d, rcpt, err)
@@ -293,6 +297,13 @@ func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error)
 		o.Reply.Text += "; " + leftText(o.Left)
 	}
 	e.record(d, rcpt, o, err)
+}
+
+// suppressed fails a recipient that gets no mail, of which its client was not to be told at RCPT.
+func (e *Engine) suppressed(d *queue.Delivery, rcpt *queue.Recipient) {
+	now := time.Now()
+	e.record(d, rcpt, queue.Outcome{Message: d.Message.ID, N: rcpt.N, Recipient: rcpt.Address, Epoch: d.Epoch, Result: queue.Suppressed, Ours: true,
+		Reply: smtp.Permanent(550, 1, 1, "This address is suppressed; nothing was sent"), StartedAt: now, At: now}, nil)
 }
 
 // record logs and settles a single outcome.

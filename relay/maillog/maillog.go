@@ -62,6 +62,35 @@ func (l *Logger) Accepted(a Accept) {
 	e.end("accepted")
 }
 
+// DuplicateEvent is a message that, for some recipients or for all, had been accepted before and was
+// not taken again. Event "duplicate".
+type DuplicateEvent struct {
+	ID         string // of the copy
+	First      string // queue id of the oldest message that it is a copy of
+	User       string // canonical account name
+	Sender     smtp.Address
+	Recipients int // that had been accepted before
+	MessageID  string
+	Client     netip.AddrPort
+}
+
+// Duplicate logs that a copy of a message was not taken again.
+func (l *Logger) Duplicate(d DuplicateEvent) {
+	tell(l.told.Duplicate, d)
+	e := l.begin(slog.LevelInfo)
+	if e == nil {
+		return
+	}
+	e.text("id", d.ID)
+	e.text("first", d.First)
+	e.text("user", d.User)
+	e.path("sender", d.Sender)
+	e.add(slog.Int("recipients", d.Recipients))
+	e.text("message_id", d.MessageID)
+	e.addr("client", d.Client)
+	e.end("duplicate")
+}
+
 // HeldEvent is a message that was accepted and waits for an admin because of a hold.
 // Event "held".
 type HeldEvent struct {
@@ -182,7 +211,7 @@ func (l *Logger) Refused(r Refusal) {
 }
 
 // AttemptEnd is the end of one delivery attempt for one recipient. The event has
-// the name of the result: "delivered", "deferred" or "failed".
+// the name of the result: "delivered", "deferred" or "failed", which a suppressed recipient is too.
 type AttemptEnd struct {
 	ID                string
 	Recipient         smtp.Address
@@ -272,6 +301,8 @@ func resultEvent(result string) string {
 	switch result {
 	case "delivered", "failed":
 		return result
+	case "suppressed":
+		return "failed"
 	}
 	return "deferred" // an unknown result is a deferral everywhere in the relay
 }

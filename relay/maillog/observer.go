@@ -5,6 +5,7 @@ package maillog
 // block nor keep their arguments.
 type Observer struct {
 	Accepted      func(Accept)
+	Duplicate     func(DuplicateEvent)
 	Held          func(HeldEvent)
 	Refused       func(Refusal)
 	Attempt       func(AttemptEnd)

@@ -21,6 +21,9 @@ const (
 	fieldResentBcc
 	fieldReturnPath
 	fieldTLSRequired
+	fieldKey
+	fieldTag
+	fieldMetadata
 )
 
 // fields are the known ones. Of those marked once a message has at most one (RFC 5322
@@ -44,6 +47,9 @@ var fields = [...]struct {
 	fieldResentBcc:    {"Resent-Bcc", false},
 	fieldReturnPath:   {"Return-Path", false},
 	fieldTLSRequired:  {"TLS-Required", false},
+	fieldKey:          {"X-Postern-Idempotency-Key", true},
+	fieldTag:          {"X-Postern-Tag", false},
+	fieldMetadata:     {"X-Postern-Metadata", true},
 }
 
 func lookUp(name []byte) known {

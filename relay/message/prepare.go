@@ -46,8 +46,9 @@ type Memory interface {
 type Prepared struct {
 	Facts
 	// Body, if it is set before the first Read, gets the octets behind the header section and its
-	// empty line as they are read. Its errors are ignored.
-	Body io.Writer
+	// empty line as they are read; Client those of the whole message but the fields that are added.
+	// Their errors are ignored.
+	Body, Client io.Writer
 
 	parts [4][]byte // what is read before the rest of src; the last is of the body
 	part  int
@@ -60,12 +61,15 @@ type Prepared struct {
 
 // Facts are what the header section said, and of what octets the message is.
 type Facts struct {
-	// MessageID is the message's identifier, the client's or the one added. It is
+	// MessageID is the message's identifier, the client's or the one added (IDAdded). It is
 	// valid UTF-8 without controls, at most 255 octets, and for finding the message
 	// again only: the field itself is not touched.
 	MessageID string
-	Fields    int // fields of the client, the removed ones included
-	Received  int // Received fields before ours
+	IDAdded   bool
+
+	ForUs
+	Fields   int // fields of the client, the removed ones included
+	Received int // Received fields before ours
 
 	// Lines before the header section that were removed.
 	ByteOrderMark, MboxLine bool
@@ -133,6 +137,7 @@ func (p *Prepared) head(s *scanner, opt Options) []byte {
 		b = append(b, crlf...)
 	}
 	if s.seen&(1<<fieldMessageID) == 0 { // RFC 6409 section 8.2
+		p.IDAdded = true
 		p.MessageID = "<" + opt.ID + "@" + opt.Hostname + ">"
 		b = append(b, "Message-ID: "...)
 		b = append(b, p.MessageID...)
@@ -146,9 +151,7 @@ func (p *Prepared) Read(b []byte) (int, error) {
 	n := 0
 	for p.part < len(p.parts) && n < len(b) {
 		c := copy(b[n:], p.parts[p.part])
-		if p.part == len(p.parts)-1 {
-			p.tee(b[n : n+c])
-		}
+		p.tee(b[n : n+c])
 		n += c
 		if p.parts[p.part] = p.parts[p.part][c:]; len(p.parts[p.part]) == 0 {
 			p.part++
@@ -167,9 +170,13 @@ func (p *Prepared) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func (p *Prepared) tee(body []byte) {
-	if p.Body != nil {
-		_, _ = p.Body.Write(body)
+// tee passes octets of the present part on.
+func (p *Prepared) tee(octets []byte) {
+	if p.Body != nil && p.part >= len(p.parts)-1 {
+		_, _ = p.Body.Write(octets)
+	}
+	if p.Client != nil && p.part > 0 {
+		_, _ = p.Client.Write(octets)
 	}
 }
 

@@ -189,7 +189,7 @@ func TestPrepareFacts(t *testing.T) {
 		{"From: a@b\nMessage-ID: " + strings.Repeat("x", 900) + "\n\n", Facts{MessageID: strings.Repeat("x", 255), Fields: 2, From: at("a@b")}},
 		{"From: a@b\nMessage-ID: <x@y>\ntls-required:  NO \n\n", Facts{MessageID: "<x@y>", Fields: 3, From: at("a@b"), TLSOptional: true}},
 		{"From: a@b\nMessage-ID: <x@y>\nTLS-Required: Yes\n\n", Facts{MessageID: "<x@y>", Fields: 3, From: at("a@b")}},
-		{"From:\n a@b\n\n", Facts{MessageID: "<" + options.ID + "@relay.test>", Fields: 1, From: at("a@b")}},
+		{"From:\n a@b\n\n", Facts{MessageID: "<" + options.ID + "@relay.test>", IDAdded: true, Fields: 1, From: at("a@b")}},
 	}
 	for _, tt := range tests {
 		p, err := Prepare(strings.NewReader(lines(tt.in)), options)

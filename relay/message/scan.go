@@ -39,6 +39,10 @@ type scanner struct {
 	inID  bool
 	utf8  bool // SMTPUTF8 was asked for
 
+	toUs   []toUs
+	tags   int // among them
+	inToUs bool
+
 	identities []identity
 	room       [4]identity
 	inIdentity bool
@@ -95,6 +99,9 @@ func (s *scanner) scan() error {
 	}
 	s.closeIdentity()
 	s.facts.MessageID = cleanID(s.id)
+	if err := s.readToUs(); err != nil {
+		return err
+	}
 	if s.srcErr != nil && !errors.Is(s.srcErr, io.EOF) {
 		return s.srcErr
 	}
@@ -147,7 +154,7 @@ func (s *scanner) take(line []byte) {
 // field counts a field and decides whether it stays. size is that of its first line.
 func (s *scanner) field(name, value []byte, size int) error {
 	s.closeIdentity()
-	s.drop, s.inID = false, false
+	s.drop, s.inID, s.inToUs = false, false, false
 	s.named = copy(s.name[:], name)
 	if s.facts.Fields++; s.facts.Fields > MaxFields {
 		return refusal(smtp.Permanent(554, 6, 0, fmt.Sprintf("The message has more than %d header fields", MaxFields)))
@@ -160,7 +167,7 @@ func (s *scanner) field(name, value []byte, size int) error {
 	}
 	f, set := lookUp(name), 0
 	switch f {
-	case fieldBcc, fieldResentBcc, fieldReturnPath:
+	case fieldBcc, fieldResentBcc, fieldReturnPath, fieldKey, fieldTag, fieldMetadata:
 		s.drop = true // and no reader sees it between two others
 	default:
 		set = s.resent.of(name, f)
@@ -182,6 +189,8 @@ func (s *scanner) field(name, value []byte, size int) error {
 		s.inIdentity = true
 	case fieldTLSRequired:
 		s.facts.TLSOptional = strings.EqualFold(string(bytes.Trim(value, " \t\r\n")), "no")
+	case fieldKey, fieldTag, fieldMetadata:
+		return s.beginToUs(f, value)
 	case fieldMessageID:
 		s.inID = true
 		s.id = appendID(s.id, value)
@@ -225,6 +234,9 @@ func (s *scanner) continuation(line []byte) error {
 	}
 	if s.inID {
 		s.id = appendID(s.id, line)
+	}
+	if s.inToUs {
+		s.toUs[len(s.toUs)-1].add(line)
 	}
 	return nil
 }

@@ -30,11 +30,30 @@ func BenchmarkAcceptDeliver(b *testing.B) {
 		recipients int
 		strict     bool
 		limited    int64 // users under three limits
-	}{{"sessions=1", 1, 1, false, 0}, {"sessions=20", 20, 1, false, 0}, {"sessions=20 strict", 20, 1, true, 0},
-		{"sessions=20 limited", 20, 1, false, 1}, {"sessions=20 limited users=1000", 20, 1, false, 1000}, {"sessions=100", 100, 1, false, 0},
-		{"sessions=20 recipients=50", 20, 50, false, 0}} {
+		keyed      bool  // copies are recognised
+		feed       string
+	}{{"sessions=1", 1, 1, false, 0, false, ""},
+		{"sessions=20", 20, 1, false, 0, false, ""},
+		{"sessions=20 keyed", 20, 1, false, 0, true, ""},
+		{"sessions=20 strict", 20, 1, true, 0, false, ""},
+		{"sessions=20 limited", 20, 1, false, 1, false, ""},
+		{"sessions=20 limited users=1000", 20, 1, false, 1000, false, ""},
+		{"sessions=20 limited users=1000 keyed", 20, 1, false, 1000, true, ""},
+		{"sessions=100", 100, 1, false, 0, false, ""},
+		{"sessions=100 keyed", 100, 1, false, 0, true, ""},
+		{"sessions=20 recipients=50", 20, 50, false, 0, false, ""},
+		{"sessions=20 recipients=50 keyed", 20, 50, false, 0, true, ""},
+		{"sessions=1 without feed", 1, 1, false, 0, false, withoutFeed},
+		{"sessions=1 feed by triggers", 1, 1, false, 0, false, feedByTriggers},
+		{"sessions=20 without feed", 20, 1, false, 0, false, withoutFeed},
+		{"sessions=20 feed by triggers", 20, 1, false, 0, false, feedByTriggers},
+		{"sessions=20 recipients=50 without feed", 20, 50, false, 0, false, withoutFeed},
+		{"sessions=20 recipients=50 feed by triggers", 20, 50, false, 0, false, feedByTriggers}} {
 		b.Run(c.name, func(b *testing.B) {
 			db := pgtest.On(b, pgtest.Server(b, pgserver.Config{}))
+			if c.feed != "" {
+				exec(b, db, c.feed)
+			}
 			cfg := calmConfig(db)
 			cfg.StrictGate = c.strict
 			q := start(b, cfg)
@@ -51,6 +70,9 @@ func BenchmarkAcceptDeliver(b *testing.B) {
 			self, theirs := selfCPU(), backend.total()
 			run(b, c.sessions, func() {
 				m := message()
+				if c.keyed {
+					m.Key = ContentKey(1, m.Sender, m.MessageID, m.ID[:], time.Hour)
+				}
 				if c.limited > 0 {
 					user := rand.Int64N(c.limited)
 					for i, kind := range []quota.Kind{quota.Messages, quota.Recipients, quota.Bytes} {
@@ -87,6 +109,27 @@ func BenchmarkAcceptDeliver(b *testing.B) {
 		})
 	}
 }
+
+// What the feed costs (docs/decisions/events.md): nothing of it, and a row of its own for the rows of each
+// statement in place of the column.
+const (
+	withoutFeed = `do $$ begin
+		alter table message drop column feed_at;
+		alter table history drop column feed_at;
+	end $$`
+	feedByTriggers = `do $$ begin
+		alter table message drop column feed_at;
+		alter table history drop column feed_at;
+		create table feed (feed_at bigint not null default feed_now(), source smallint not null, messages uuid[] not null, n integer[]);
+		create index on feed (feed_at);
+		create function of_messages() returns trigger language plpgsql as 'begin
+			insert into feed (source, messages) select 1, array_agg(id) from fresh having count(*) > 0; return null; end';
+		create function of_history() returns trigger language plpgsql as 'begin
+			insert into feed (source, messages, n) select 2, array_agg(message_id), array_agg(n) from fresh having count(*) > 0; return null; end';
+		create trigger feed after insert on message referencing new table as fresh for each statement execute function of_messages();
+		create trigger feed after insert on history referencing new table as fresh for each statement execute function of_history();
+	end $$`
+)
 
 // logged is how much a server has written to its log, in octets.
 func logged(b *testing.B, db *pgtest.DB) int {

@@ -234,6 +234,9 @@ func TestNearLimit(t *testing.T) {
 	if n := <-near; n != (quota.Near{Limit: limit, Used: 8}) || len(near) != 0 {
 		t.Errorf("told %+v, and %d more", n, len(near))
 	}
+	if told := read(t, db, `select string_agg(kind || ' ' || object || ' ' || user_id || ' ' || (detail->>'used'), ', ') from event`); told != "limit.near messages 1 8" {
+		t.Errorf("events: %s", told)
+	}
 }
 
 // Mail of a user or a credential on hold is accepted and stays; what is in hand is

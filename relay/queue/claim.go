@@ -311,7 +311,7 @@ func (c *claims) take(ctx context.Context, conn *pgx.Conn, want ClaimRequest, do
 		var left *float64
 		r := &c.r
 		err := row.Scan(&c.id, &r.N, &c.key, &r.Address.Local, &r.Address.Domain, &notify, &r.ORcptType, &r.ORcpt, &r.Attempts,
-			&r.PossibleDuplicate, &r.DelayNoticed, &left, &r.LastCode, &r.LastMidText, &r.StaysWith, &r.WaitsFor)
+			&r.PossibleDuplicate, &r.DelayNoticed, &left, &r.LastCode, &r.LastMidText, &r.StaysWith, &r.WaitsFor, &r.Suppressed)
 		r.Notify = smtp.Notify(notify)
 		switch c.bad = faultOf(r.Address, r.ORcptType, r.ORcpt); {
 		case left == nil:

@@ -65,7 +65,7 @@ from ranked
 where r.message_id = ranked.message_id and r.n = ranked.n and ranked.nth <= @per_destination and coalesce(r.owner, 0) = 0
 returning r.message_id, r.n, r.domain_key, r.local, r.domain, r.notify, r.orcpt_type, r.orcpt, r.attempts, r.possible_duplicate,
 	r.delay_noticed, case when r.expires_at = sane_time(r.expires_at) then extract(epoch from r.expires_at - now())::float8 end, r.reply_code,
-	r.mid_text, coalesce(r.stays_with, ''), coalesce(r.waits_for, '')
+	r.mid_text, coalesce(r.stays_with, ''), coalesce(r.waits_for, ''), r.tell & 8 <> 0
 
 -- name: first_due
 -- Names the row that a claim of one domain would take first. Like a claim it passes over rows

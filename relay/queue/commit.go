@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -73,21 +74,27 @@ func (c *commits) submit(j *submittal) result {
 	}
 	patience := time.NewTimer(time.Until(j.until))
 	defer patience.Stop()
-	select {
-	case mail <- j:
-	case <-patience.C:
-		c.q.inHand.remove(j.m.ID, len(j.rcpts))
-		return result{err: context.DeadlineExceeded}
-	}
-	select {
-	case r := <-j.done:
-		return r
-	case <-patience.C:
-		if j.taken.CompareAndSwap(false, true) {
+	for {
+		select {
+		case mail <- j:
+		case <-patience.C:
 			c.q.inHand.remove(j.m.ID, len(j.rcpts))
 			return result{err: context.DeadlineExceeded}
 		}
-		return <-j.done
+		var r result
+		select {
+		case r = <-j.done:
+		case <-patience.C:
+			if j.taken.CompareAndSwap(false, true) {
+				c.q.inHand.remove(j.m.ID, len(j.rcpts))
+				return result{err: context.DeadlineExceeded}
+			}
+			r = <-j.done
+		}
+		if !r.again {
+			return r
+		}
+		j.taken.Store(false)
 	}
 }
 
@@ -115,7 +122,7 @@ func (c *committer) run() {
 				mine = append(mine, j)
 			}
 		}
-		if len(mine) > 0 {
+		if mine = c.distinct(mine); len(mine) > 0 {
 			c.commit(mine)
 		}
 	}
@@ -265,21 +272,27 @@ func (c *committer) remove(j *submittal) {
 }
 
 // apart divides a group that was rejected with err so that the cause is in one part: another
-// transaction holds a limit's row, or a message's own row cannot be written. It returns one
+// transaction holds a limit's row or a duplicate's key, or a message's own row cannot be written. It returns one
 // part where dividing does not help.
 func apart(mail []*submittal, err error) [][]*submittal {
 	switch {
 	case isLocked(err):
-		return bySubject(mail)
-	case pg.OfTheRow(err) && len(mail) > 1:
-		return [][]*submittal{mail[:len(mail)/2], mail[len(mail)/2:]}
+		if parts := bySubject(mail); len(parts) > 1 || !ofKey(err) {
+			return parts
+		}
+		fallthrough // it is one message's of this user
+	case pg.OfTheRow(err):
+		if len(mail) > 1 {
+			return [][]*submittal{mail[:len(mail)/2], mail[len(mail)/2:]}
+		}
 	}
 	return [][]*submittal{mail}
 }
 
 // accept ends the mail of a committed group. Messages over a limit are refused: this
 // transaction did not insert them. One before it may still do so (doubted): its server may have
-// stood still before it looked at the limits, so they are voided.
+// stood still before it looked at the limits, so they are voided. Recipients that are duplicates are
+// no longer in hand; their message is not in the queue if all are.
 func (c *committer) accept(mail []*submittal, doubted bool) {
 	c.q.epochs.report(nil)
 	defer c.tellNear()
@@ -287,7 +300,11 @@ func (c *committer) accept(mail []*submittal, doubted bool) {
 		r := c.group.results[i]
 		switch {
 		case r.err == nil:
-			c.q.accepted(j)
+			c.q.inHand.remove(j.m.ID, len(r.copies))
+			j.rcpts = j.without(r.copies)
+			if len(j.rcpts) > 0 {
+				c.q.accepted(j)
+			}
 		case doubted:
 			c.remove(j)
 		default:
@@ -313,12 +330,12 @@ func (c *committer) refuse(mail []*submittal, err error) {
 	}
 }
 
-// The statement of a group commit, for mail without limits, for other mail, and for a commit in
-// doubt. Mail without limits does not pay for them.
+// The statement of a group commit, for mail without limits and keys, for other mail, and for a
+// commit in doubt. Mail without limits and keys does not pay for them.
 var (
-	sqlEnqueue        = bindEnqueue(pg.Constants{"limited": "false", "again": "false"})
-	sqlEnqueueLimited = bindEnqueue(pg.Constants{"limited": "true", "again": "false"})
-	sqlEnqueueAgain   = bindEnqueue(pg.Constants{"limited": "true", "again": "true"})
+	sqlEnqueue       = bindEnqueue(pg.Constants{"judged": "false", "again": "false"})
+	sqlEnqueueJudged = bindEnqueue(pg.Constants{"judged": "true", "again": "false"})
+	sqlEnqueueAgain  = bindEnqueue(pg.Constants{"judged": "true", "again": "true"})
 )
 
 func bindEnqueue(constants pg.Constants) string {
@@ -338,11 +355,14 @@ func (c *committer) insert(ctx context.Context, conn *pgx.Conn, mail []*submitta
 }
 
 // bySubject parts a group by whose limits it is charged against: nobody's first, then
-// each domain's that has a limit, and each other user's.
+// each domain's that has a limit, and each other user's. Mail with a key is its user's at least.
 func bySubject(mail []*submittal) [][]*submittal {
 	parts := make(map[string][]*submittal)
 	for _, j := range mail {
 		subject := ""
+		if len(j.keys) > 0 {
+			subject = quota.ID(j.m.UserID)
+		}
 		for _, l := range j.m.Charges {
 			if l.Scope == quota.Domain {
 				subject = "*@" + l.Subject
@@ -362,13 +382,13 @@ func bySubject(mail []*submittal) [][]*submittal {
 // insertLarge commits one large message: its body goes by COPY in the transaction of its
 // rows, so there are no rows without it. The rows come last and with the commit, for
 // they lock the counts of limits, and nobody should wait for this client. The limits are
-// checked first, to avoid writing a body only to refuse it.
+// checked first, to avoid writing a body only to refuse it, and so are keys.
 func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *submittal, again bool) error {
 	g := &c.group
 	g.reset()
 	g.add(j, c.q.cfg.StrictGate)
 	if again {
-		return c.insertLargeAgain(ctx, conn, j)
+		return c.insertLargeRows(ctx, conn, j, true)
 	}
 	over, err := quota.Try(ctx, conn, g.charged[0])
 	if err != nil {
@@ -378,6 +398,11 @@ func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *submitta
 	if over != nil {
 		g.results = append(g.results, result{err: over})
 		return nil
+	}
+	if known, err := isKnown(ctx, conn, j); err != nil {
+		return err
+	} else if known {
+		return c.insertLargeRows(ctx, conn, j, false)
 	}
 	tx, err := conn.Begin(ctx)
 	if err != nil {
@@ -395,17 +420,20 @@ func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *submitta
 	return err
 }
 
-// insertLargeAgain is for a message that may be stored already: if its rows are, the insert
-// changes nothing.
-func (c *committer) insertLargeAgain(ctx context.Context, conn *pgx.Conn, j *submittal) error {
+// insertLargeRows is for a message that is probably stored already, by an earlier try or as the first
+// of a duplicate: its rows come first, and its body only if there are any.
+func (c *committer) insertLargeRows(ctx context.Context, conn *pgx.Conn, j *submittal, again bool) error {
 	tx, err := conn.Begin(ctx)
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
 	defer func() { _ = tx.Rollback(ctx) }()
-	inserted, err := c.group.query(ctx, conn, c.q, []*submittal{j}, true)
+	inserted, err := c.group.query(ctx, conn, c.q, []*submittal{j}, again)
 	if err != nil {
 		return err
+	}
+	if inserted == 0 && !again && !c.group.refusedAny() {
+		return errEpochLost
 	}
 	if inserted > 0 {
 		if err := content.Copy(ctx, conn, j.m.ID, j.body); err != nil {
@@ -434,6 +462,7 @@ type group struct {
 	recipients                   []int32
 	rule                         []string
 	bodyHash                     [][]byte
+	tags, metadata               []string
 	charged                      []quota.Charge
 	charges                      quota.Charges
 	results                      []result // of its mail
@@ -446,8 +475,10 @@ type group struct {
 	tell, notify                 []int16
 	key, rLocal, rDomain, rType  []string
 	orcpt                        []string
+	dupKey, dupContent           [][16]byte // of keys
+	dupMessage, dupN, dupSpan    []int32
 	keyed, hasORcpt, hashed      bool // some key is not the domain; some recipient has an ORCPT, some message a hash
-	needsTLS                     bool // some message has a TLSNeed
+	needsTLS, tagged             bool // some message has a TLSNeed; tags or metadata
 	args                         pg.Args
 }
 
@@ -478,6 +509,8 @@ func (g *group) arguments(a *pg.Args) {
 	a.Add("recipients", g.recipients)
 	a.Add("rule", g.rule)
 	a.Add("body_hash", unless(g.hashed, g.bodyHash))
+	a.Add("tags", unless(g.tagged, g.tags))
+	a.Add("metadata", unless(g.tagged, g.metadata))
 	a.Add("dot_possible", g.dot)
 
 	a.Add("body_id", g.bodyID)
@@ -493,6 +526,12 @@ func (g *group) arguments(a *pg.Args) {
 	a.Add("domain_key", unless(g.keyed, g.key))
 	a.Add("orcpt_type", unless(g.hasORcpt, g.rType))
 	a.Add("orcpt", unless(g.hasORcpt, g.orcpt))
+
+	a.Add("key", g.dupKey)
+	a.Add("key_message", g.dupMessage)
+	a.Add("key_n", g.dupN)
+	a.Add("key_span", g.dupSpan)
+	a.Add("key_content", g.dupContent)
 
 	g.charges.Arguments(a)
 }
@@ -513,10 +552,11 @@ func (g *group) reset() {
 		id: g.id[:0], user: g.user[:0], credential: g.credential[:0], size: g.size[:0],
 		local: g.local[:0], domain: g.domain[:0], bodyType: g.bodyType[:0], ret: g.ret[:0], utf8: g.utf8[:0], eightBit: g.eightBit[:0],
 		envid: g.envid[:0], headerID: g.headerID[:0], addr: g.addr[:0], hello: g.hello[:0],
-		listener: g.listener[:0], tls: g.tls[:0], tlsNeed: g.tlsNeed[:0], acceptedAt: g.acceptedAt[:0], recipients: g.recipients[:0], rule: g.rule[:0], bodyHash: g.bodyHash[:0], charged: g.charged[:0], charges: g.charges, results: g.results[:0],
+		listener: g.listener[:0], tls: g.tls[:0], tlsNeed: g.tlsNeed[:0], acceptedAt: g.acceptedAt[:0], recipients: g.recipients[:0], rule: g.rule[:0], bodyHash: g.bodyHash[:0], tags: g.tags[:0], metadata: g.metadata[:0], charged: g.charged[:0], charges: g.charges, results: g.results[:0],
 		bodyID: g.bodyID[:0], bodyN: g.bodyN[:0], chunk: g.chunk[:0], buf: g.buf[:0],
 		dot: g.dot[:0], rMessage: g.rMessage[:0], rN: g.rN[:0], tell: g.tell[:0], notify: g.notify[:0],
-		key: g.key[:0], rLocal: g.rLocal[:0], rDomain: g.rDomain[:0], rType: g.rType[:0], orcpt: g.orcpt[:0], args: g.args,
+		key: g.key[:0], rLocal: g.rLocal[:0], rDomain: g.rDomain[:0], rType: g.rType[:0], orcpt: g.orcpt[:0],
+		dupKey: g.dupKey[:0], dupContent: g.dupContent[:0], dupMessage: g.dupMessage[:0], dupN: g.dupN[:0], dupSpan: g.dupSpan[:0], args: g.args,
 	}
 	if cap(g.buf) > groupBytes/4 {
 		g.buf = nil
@@ -540,6 +580,13 @@ func (g *group) add(j *submittal, strict bool) {
 	g.tlsNeed, g.needsTLS = append(g.tlsNeed, string(m.TLSNeed)), g.needsTLS || m.TLSNeed != ""
 	g.recipients, g.rule = append(g.recipients, int32(len(j.rcpts))), append(g.rule, pg.Storable(m.Rule))
 	g.bodyHash, g.hashed = append(g.bodyHash, m.BodyHash), g.hashed || m.BodyHash != nil
+	g.tags, g.metadata = append(g.tags, arrayText(m.Tags)), append(g.metadata, m.Metadata)
+	g.tagged = g.tagged || m.Tags != nil || m.Metadata != ""
+	for _, k := range j.keys {
+		g.dupKey, g.dupContent = append(g.dupKey, k.key), append(g.dupContent, m.Key.Content)
+		g.dupMessage, g.dupN = append(g.dupMessage, int32(len(g.id))), append(g.dupN, int32(k.n))
+		g.dupSpan = append(g.dupSpan, int32(m.Key.Window/time.Second))
+	}
 	g.charged = append(g.charged, quota.Charge{Limits: m.Charges, Recipients: len(j.rcpts), Size: m.Size})
 	g.dot = append(g.dot, !j.parked && !strict)
 	for i := range j.rcpts {
@@ -547,10 +594,27 @@ func (g *group) add(j *submittal, strict bool) {
 		key := r.Address.DomainKey()
 		g.keyed, g.hasORcpt = g.keyed || key != r.Address.Domain, g.hasORcpt || r.ORcptType != "" || r.ORcpt != ""
 		g.rMessage, g.rN = append(g.rMessage, int32(len(g.id))), append(g.rN, int32(r.N))
-		g.tell, g.notify = append(g.tell, tells(m.Sender, r.Notify)), append(g.notify, int16(r.Notify))
+		tell := tells(m.Sender, r.Notify)
+		if r.Suppressed {
+			tell |= isSuppressed
+		}
+		g.tell, g.notify = append(g.tell, tell), append(g.notify, int16(r.Notify))
 		g.key, g.rLocal, g.rDomain = append(g.key, key), append(g.rLocal, r.Address.Local), append(g.rDomain, r.Address.Domain)
 		g.rType, g.orcpt = append(g.rType, pg.Storable(r.ORcptType)), append(g.orcpt, pg.Storable(r.ORcpt))
 	}
+}
+
+// arrayText writes a text[] as PostgreSQL reads it, and "" for none.
+func arrayText(list []string) string {
+	if len(list) == 0 {
+		return ""
+	}
+	quote := strings.NewReplacer(`\`, `\\`, `"`, `\"`)
+	quoted := make([]string, len(list))
+	for i, s := range list {
+		quoted[i] = `"` + quote.Replace(s) + `"`
+	}
+	return "{" + strings.Join(quoted, ",") + "}"
 }
 
 // addBody adds the octets of a small body.
@@ -586,9 +650,9 @@ func (g *group) exec(ctx context.Context, conn *pgx.Conn, q *Queue, mail []*subm
 	return err
 }
 
-// refusedAny reports that a limit has refused a message of the group.
+// refusedAny reports that a message of the group was not stored as it is over a limit or a duplicate.
 func (g *group) refusedAny() bool {
-	return slices.ContainsFunc(g.results, func(r result) bool { return r.err != nil })
+	return slices.ContainsFunc(g.results, func(r result) bool { return r.err != nil || r.copies != nil })
 }
 
 // query runs the statement for mail that was added, notes the decisions about it
@@ -624,6 +688,10 @@ func (g *group) queryAndCommit(ctx context.Context, conn *pgx.Conn, q *Queue, ma
 type decision struct {
 	inserted int
 	held     [][16]byte
+
+	// Of each recipient that is a duplicate: its message, its number and the message that was first.
+	copied, first [][16]byte
+	copiedN       []int32
 }
 
 // statement returns what inserts mail; its one row goes into d and the charges.
@@ -633,14 +701,14 @@ func (g *group) statement(q *Queue, mail []*submittal, again bool, d *decision) 
 	g.args.Values = g.args.Values[:0]
 	g.arguments(&g.args)
 	results = append([]any{&d.inserted, nil, &d.held}, g.charges.Results()...)
-	results = append(results, nil)
+	results = append(results, &d.copied, &d.copiedN, &d.first, nil)
 	switch {
 	case again:
 		sql = sqlEnqueueAgain
-	case g.charges.None():
+	case g.charges.None() && len(g.dupKey) == 0:
 		sql = sqlEnqueue
 	default:
-		sql = sqlEnqueueLimited
+		sql = sqlEnqueueJudged
 	}
 	return sql, g.args.Values, results
 }
@@ -650,6 +718,11 @@ func (g *group) decided(mail []*submittal, d *decision) {
 	g.results = g.results[:0]
 	for i, j := range mail {
 		r := result{held: slices.Contains(d.held, [16]byte(j.m.ID))}
+		for at, id := range d.copied {
+			if id == [16]byte(j.m.ID) {
+				r.copy(int(d.copiedN[at]), d.first[at])
+			}
+		}
 		if over := g.charges.Over(i); over != nil {
 			r.err = over
 		}

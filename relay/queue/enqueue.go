@@ -21,12 +21,15 @@ const (
 	tellFailure int16 = 1 << iota
 	tellDelay
 	tellSuccess
+	// isSuppressed stands beside them so that it costs no column: the recipient is Suppressed.
+	isSuppressed
 )
 
 // submittal is one message on its way into the queue.
 type submittal struct {
 	m      Message
-	rcpts  []Recipient
+	rcpts  []Recipient // without duplicates once it is accepted
+	keys   []rcptKey
 	body   content.Body
 	epoch  int64
 	parked bool // to be released when it is committed
@@ -37,20 +40,28 @@ type submittal struct {
 
 // result is how a submittal ended.
 type result struct {
-	held bool  // it waits for an admin to release it
-	err  error // nil after a durable commit
+	held   bool  // it waits for an admin to release it
+	again  bool  // it has not ended: it is to be submitted again
+	copies []int // recipients that are duplicates
+	first  ID    // the oldest message that they are of
+	err    error // nil after a durable commit
 }
 
 // Accepted is the result of a commit.
 type Accepted struct {
 	Delivery *Delivery // of the recipients that this node owns; nil when they wait for any node's claim
 	Held     bool      // they wait for an admin to release them: their user is on hold
+
+	// Stored is how many recipients are in the queue for this message. The others are duplicates,
+	// accepted before: Duplicates of them, the oldest by the message First.
+	Stored, Duplicates int
+	First              ID
 }
 
 // Enqueue commits m durably in a group with others. With owned the recipients are
 // born owned by this node and returned as a Delivery, whose Body is body with one
 // more reference, unless the user is on hold. A message that is over a limit is refused
-// with a *quota.Over in the *smtp.Error. ctx does not cancel a commit that has begun. An *smtp.Error
+// with a *quota.Over in the *smtp.Error, one whose key stands for another with an *OtherContent. ctx does not cancel a commit that has begun. An *smtp.Error
 // has the reply for the client; after it the message is not in the queue and never will be.
 //
 // One exception is documented in docs/queue-states.md: a commit that stays in doubt for
@@ -77,17 +88,21 @@ func (q *Queue) Enqueue(ctx context.Context, m Message, rcpts []Recipient, body 
 	j := &submittal{m: m, rcpts: rcpts, body: body, epoch: epoch, parked: !owned,
 		until: time.Now().Add(q.cfg.Budget), done: make(chan result, 1)}
 	j.m.Size = body.Size()
+	j.keys = m.Key.each(rcpts)
 	q.inHand.add(m.ID, len(rcpts))
 	r := q.commits.submit(j)
+	a := Accepted{Held: r.held, Stored: len(j.rcpts), Duplicates: len(r.copies), First: r.first}
 	switch {
 	case r.err != nil:
 		return Accepted{}, refusal(r.err)
+	case a.Stored == 0:
 	case r.held || !owned:
 		q.settles.park(j)
-		return Accepted{Held: r.held}, nil
+	default:
+		body.Retain()
+		a.Delivery = &Delivery{Message: j.m, Recipients: j.rcpts, Body: body, Epoch: epoch}
 	}
-	body.Retain()
-	return Accepted{Delivery: &Delivery{Message: j.m, Recipients: rcpts, Body: body, Epoch: epoch}}, nil
+	return a, nil
 }
 
 // tells says what the sender of m wants to hear about a recipient (RFC 3461

@@ -8,41 +8,47 @@
 -- and held when it is released; what is returned of it keeps it from delivery. Nearly always
 -- nobody is on hold, and that is all that is looked at then.
 --
--- @limited charges limits first: what is over one is in no table.
+-- @judged finds duplicates and charges limits first: what is one, or over a limit, is in no table.
 --
 -- @again is for a commit in doubt, whatever became of the epoch: what exists is left alone
 -- (its rows may be finished and gone by now, so they are inserted only with their message),
 -- and a word to the server's log makes it write even then. An earlier try that commits only
 -- now makes it fail by the key of its message.
 with fence as materialized (select from node where epoch = @epoch and reaped_at is null),
-charged as materialized (
-	select v.* from charge_usage(@id::uuid[], @again,
+judged as materialized (
+	select v.* from admit(@id::uuid[], @again, @epoch::bigint, @node::text, @accepted_at::timestamptz[],
+		@key::uuid[], @key_message::integer[], @key_n::integer[], @key_span::integer[], @key_content::uuid[],
 		@limit_scope::text[], @limit_subject::text[], @limit_kind::text[], @limit_window::integer[],
 		@charge_message::integer[], @charge_limit::integer[], @charge_amount::bigint[], @charge_most::bigint[]) v
-	where @limited and cardinality(@charge_message::integer[]) > 0 and (@again or exists (select from fence))),
+	where @judged and (@again or exists (select from fence))),
 h as materialized (
 	select u.id from unnest(@id::uuid[], @user_id::bigint[], @credential_id::bigint[]) u(id, user_id, credential_id)
 	where exists (select from hold)
 		and exists (select from hold where hold.user_id = u.user_id and hold.credential_id in (0, u.credential_id))),
 m as (
 	insert into message (id, user_id, credential_id, sender_local, sender_domain, size, body_type, utf8, eight_bit, ret, envid, header_id,
-		accepted_at, client_addr, client_hello, listener, tls, tls_need, recipients, rule, body_hash, node, usage)
-	select u.*, @node, case when @limited then (select v.usage from charged v where v.id = u.id) end
+		accepted_at, client_addr, client_hello, listener, tls, tls_need, recipients, rule, body_hash, tags, metadata, node, usage)
+	select u.id, u.user_id, u.credential_id, u.sender_local, u.sender_domain, u.size, u.body_type, u.utf8, u.eight_bit, u.ret, u.envid, u.header_id,
+		u.accepted_at, u.client_addr, u.client_hello, u.listener, u.tls, u.tls_need,
+		u.recipients - case when @judged then case when exists (select from judged v where v.n >= 0)
+			then (select count(*) from judged v where v.id = u.id and v.n >= 0) else 0 end else 0 end,
+		u.rule, u.body_hash, nullif(u.tags, '')::text[], nullif(u.metadata, '')::jsonb,
+		@node, case when @judged then (select v.usage from judged v where v.id = u.id and v.usage is not null) end
 	from unnest(@id::uuid[], @user_id::bigint[], @credential_id::bigint[], @sender_local::text[], @sender_domain::text[], @size::bigint[],
 			@body_type::text[], @utf8::boolean[], @eight_bit::boolean[], @ret::text[], @envid::text[], @header_id::text[],
 			@accepted_at::timestamptz[], @client_addr::text[], @client_hello::text[], @listener::text[], @tls::text[], @tls_need::text[], @recipients::int[],
-			@rule::text[], @body_hash::bytea[])
+			@rule::text[], @body_hash::bytea[], @tags::text[], @metadata::text[])
 		u(id, user_id, credential_id, sender_local, sender_domain, size, body_type, utf8, eight_bit, ret, envid, header_id,
-			accepted_at, client_addr, client_hello, listener, tls, tls_need, recipients, rule, body_hash)
+			accepted_at, client_addr, client_hello, listener, tls, tls_need, recipients, rule, body_hash, tags, metadata)
 	where (@again or exists (select from fence))
-		and (not @limited or u.id not in (select v.id from charged v where v.refused))
+		and (not @judged or u.id not in (select v.id from judged v where v.refused))
 		and (not @again or (select stored.id from message stored where stored.id = u.id) is null)
 	returning id),
 b as (
 	insert into body (message_id, n, chunk)
 	select u.* from unnest(@body_id::uuid[], @body_n::int[], @chunk::bytea[]) u(id, n, chunk)
 	where (@again or exists (select from fence))
-		and (not @limited or u.id not in (select v.id from charged v where v.refused))
+		and (not @judged or u.id not in (select v.id from judged v where v.refused))
 		and (not @again or u.id in (select m.id from m))),
 r as (
 	insert into recipient (message_id, n, user_id, dot_possible, tell, notify, domain_key, local, domain, orcpt_type, orcpt, owner, expires_at)
@@ -52,13 +58,17 @@ r as (
 			@domain_key::text[], @local::text[], @domain::text[], @orcpt_type::text[], @orcpt::text[])
 		u(message, n, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
 	where (@again or exists (select from fence))
-		and (not @limited or (@id::uuid[])[u.message] not in (select v.id from charged v where v.refused))
+		and (not @judged or (@id::uuid[])[u.message] not in (select v.id from judged v where v.refused)
+			and ((@id::uuid[])[u.message], u.n) not in (select v.id, v.n from judged v where v.n is not null))
 		and (not @again or (@id::uuid[])[u.message] in (select m.id from m)))
 select (select count(*) from m), durably(),
 	case when exists (select from hold) then (select array_agg(h.id) from h) end,
-	case when @limited then (select array_agg(v.charge order by v.charge) from charged v where v.refused) end,
-	case when @limited then (select array_agg(v.used order by v.charge) from charged v where v.refused) end,
-	case when @limited then (select array_agg(v.retry_at order by v.charge) from charged v where v.refused) end,
-	case when @limited then (select array_agg(v.charge order by v.charge) from charged v where v.id is null) end,
-	case when @limited then (select array_agg(v.used order by v.charge) from charged v where v.id is null) end,
+	case when @judged then (select array_agg(v.charge order by v.charge) from judged v where v.charge is not null and v.refused) end,
+	case when @judged then (select array_agg(v.used order by v.charge) from judged v where v.charge is not null and v.refused) end,
+	case when @judged then (select array_agg(v.retry_at order by v.charge) from judged v where v.charge is not null and v.refused) end,
+	case when @judged then (select array_agg(v.charge order by v.charge) from judged v where v.id is null) end,
+	case when @judged then (select array_agg(v.used order by v.charge) from judged v where v.id is null) end,
+	case when @judged then (select array_agg(v.id order by v.id, v.n) from judged v where v.n is not null) end,
+	case when @judged then (select array_agg(v.n order by v.id, v.n) from judged v where v.n is not null) end,
+	case when @judged then (select array_agg(v.first order by v.id, v.n) from judged v where v.n is not null) end,
 	case when @again then pg_logical_emit_message(true, 'postern', 'a commit in doubt, again')::text end

@@ -17,6 +17,7 @@ import (
 	"postern/internal/pg"
 	"postern/policy/quota"
 	"postern/relay/queue/reserve"
+	"postern/relay/suppression"
 )
 
 // Config configures a Queue; zero durations take the defaults named.
@@ -46,9 +47,11 @@ type Config struct {
 
 	HoldMade  func(UserHold) // called on every node for a hold, within 5 s; may be nil
 	HoldEnded func(UserHold)
-	Observer  Observer      // receives commits and claims
-	Watcher   Watcher       // receives what users send and how it ends; may be nil
-	Guard     *panics.Guard // keeps what panics from ending the process; may be nil
+	Observer  Observer // receives commits and claims
+	Watcher   Watcher  // receives what users send and how it ends; may be nil
+	// Suppressed has the addresses that get no more mail: bounces add to it, deliveries remove; may be nil.
+	Suppressed *suppression.List
+	Guard      *panics.Guard // keeps what panics from ending the process; may be nil
 
 	// Reserve is how many octets of the database's disk are kept for outcomes that must be
 	// written when it is full; 0 keeps nothing.

@@ -16,6 +16,7 @@ import (
 	"postern/internal/pg"
 	"postern/relay/queue/content"
 	"postern/relay/smtp"
+	"postern/relay/suppression"
 )
 
 const (
@@ -244,7 +245,7 @@ func (s *settles) finish(group []ending) {
 		case e.release:
 			due = due || e.RetryIn <= 0
 		default:
-			notices = notices || e.Result == Failed
+			notices = notices || e.Result == Failed || e.Result == Suppressed
 		}
 		s.q.inHand.remove(e.Message, 1)
 	}
@@ -306,6 +307,7 @@ func (s *settles) transact(group []ending, again bool) error {
 		c.undelivered(&c.args)
 		batch.Queue(undelivered, c.args.Values...).Query(collect)
 	}
+	s.suppress(batch, group)
 	for i := range group {
 		if e := &group[i]; e.aside != "" {
 			batch.Queue(sqlSetAside, e.Message, e.N, e.Epoch, e.At, pg.Storable(e.aside), s.q.cfg.Node, e.Unknown, s.q.times.Load().Lifetime)
@@ -320,6 +322,37 @@ func (s *settles) transact(group []ending, again bool) error {
 	}
 	s.tellFenced(ctx, conn, fenced)
 	return nil
+}
+
+// suppress has the list of suppressed addresses learn from a group, behind its history.
+func (s *settles) suppress(batch *pgx.Batch, group []ending) {
+	list := s.q.cfg.Suppressed
+	if list == nil {
+		return
+	}
+	var dead, alive []suppression.End
+	for i := range group {
+		e := &group[i]
+		if e.release || e.aside != "" || e.Upstream != "mx" {
+			continue
+		}
+		switch {
+		case e.NoMailbox:
+			dead = append(dead, e.end())
+		case e.Result == Delivered && list.Maybe(e.Recipient):
+			alive = append(alive, e.end())
+		}
+	}
+	if len(dead) > 0 {
+		list.Bounced(batch, dead)
+	}
+	if len(alive) > 0 {
+		list.Delivered(batch, alive)
+	}
+}
+
+func (e *ending) end() suppression.End {
+	return suppression.End{Message: e.Message, N: e.N, At: e.At, Epoch: e.Epoch, Address: e.Recipient, Reply: e.Reply}
 }
 
 // tellFenced logs outcomes that changed no row and flags the rows that still exist.

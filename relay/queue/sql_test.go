@@ -35,7 +35,7 @@ func TestPlansUseKeys(t *testing.T) {
 	}
 	all := pgtest.Statements(t, texts.Bound)
 	for _, name := range []string{"delivered, again false", "delivered, again true", "undelivered, again false", "undelivered, again true", "await_outcomes", "gate", "claim",
-		"enqueue, again false, limited false", "enqueue, again false, limited true", "enqueue, again true, limited true", "told"} {
+		"enqueue, again false, judged false", "enqueue, again false, judged true", "enqueue, again true, judged true", "lock_keys", "promised", "void_keys", "is_known", "told"} {
 		description, err := conn.Prepare(ctxOf(t), name, all[name])
 		if err != nil {
 			t.Fatal(err)

@@ -20,8 +20,11 @@ var (
 )
 
 // troubleReply is the reply to a client whose message could not be accepted because of err. It is
-// always 4yz: our trouble says nothing about the message.
+// 4yz unless the client is at fault: our trouble says nothing about the message.
 func troubleReply(err error) smtp.Reply {
+	if other := (*OtherContent)(nil); errors.As(err, &other) {
+		return smtp.Permanent(554, 6, 0, other.Error())
+	}
 	var over *quota.Over
 	if errors.As(err, &over) {
 		return smtp.Temporary(452, 7, 1, "A sending limit is reached, try again later") // the policy has a better text
@@ -56,6 +59,12 @@ func isTaken(err error) bool {
 
 // isLocked reports a lock that was waited for too long.
 func isLocked(err error) bool { return pg.Code(err) == "55P03" }
+
+// ofKey reports that such a lock was of a duplicate's key, and not of a limit.
+func ofKey(err error) bool {
+	var said *pgconn.PgError
+	return errors.As(err, &said) && strings.Contains(said.Where, "admit(") && !strings.Contains(said.Where, "charge_usage(")
+}
 
 // worthAnother reports a conflict that a second try may not meet.
 func worthAnother(err error) bool { return pg.Class(err) == "40" }

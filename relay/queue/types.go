@@ -57,6 +57,9 @@ type Message struct {
 	Rule        string        // the policy rule that allowed it
 	NewNetwork  bool          // it came from a network that is new for the user
 	Charges     []quota.Limit // limits that it counts against; none for notices
+	Key         Key           // by which its copies are recognised
+	Tags        []string      // of the application, visible ASCII
+	Metadata    string        // a JSON object of the application; "" for none
 }
 
 // TLSNeed is what a message wants of TLS on its way (RFC 8689); "" leaves it to the hosts.
@@ -83,8 +86,10 @@ type Recipient struct {
 	// StaysWith is the only way that may be taken, as Outcome.Upstream; "": any. An earlier
 	// attempt may have delivered there.
 	StaysWith string
-	WaitsFor  string        // that of its last Outcome
-	Expires   time.Duration // time left of its lifetime at the claim; ≤ 0: it is over
+	WaitsFor  string // that of its last Outcome
+	// Suppressed says that the address gets no mail, though the message was accepted: it is settled so.
+	Suppressed bool
+	Expires    time.Duration // time left of its lifetime at the claim; ≤ 0: it is over
 }
 
 // Delivery is one message with those recipients that this node owns under Epoch. Its
@@ -103,6 +108,8 @@ const (
 	Delivered Result = "delivered"
 	Deferred  Result = "deferred"
 	Failed    Result = "failed"
+	// Suppressed is the end of a recipient that is Suppressed: failed, without an attempt.
+	Suppressed Result = "suppressed"
 )
 
 // DoubtWait is the least wait of mail in doubt before it is tried again: a server that has taken it
@@ -136,6 +143,8 @@ type Outcome struct {
 	Unknown bool
 	// DSNPassed says that the next hop took over the duties of NOTIFY.
 	DSNPassed bool
+	// NoMailbox says that Reply is the recipient's own mail host's, of which suppression.NoMailbox is true.
+	NoMailbox bool
 	// MidText says that the server gave Reply in the middle of the message's text, and not in answer
 	// to a command.
 	MidText bool

@@ -13,7 +13,7 @@ import (
 
 var (
 	sqlVoidMessage = texts.Bind("void_message", "id", "user_id", "credential_id", "sender_local", "sender_domain", "size", "accepted_at", "node", "recipients")
-	sqlVoidRows    = texts.Bind("void_rows", "message_id", "epoch", "node")
+	sqlVoidRows    = texts.Bind("void_rows", "message_id", "epoch", "node", "kept")
 )
 
 // voids removes messages whose commit is in doubt and whose client was answered 451. Until
@@ -81,7 +81,6 @@ func (v *voids) round(ctx context.Context) int {
 	for i, j := range list {
 		err := v.s.Panicked(v.q.cfg.Guard.Try("queue: voiding", func() error { return v.void(ctx, j) }))
 		if err == nil {
-			v.q.inHand.remove(j.m.ID, len(j.rcpts))
 			continue
 		}
 		v.q.room.Heard(err)
@@ -99,8 +98,10 @@ func (v *voids) round(ctx context.Context) int {
 }
 
 // sqlTaken counts the rows that somebody else has by now.
-const sqlTaken = `select count(*) from recipient where message_id = $1`
+const sqlTaken = `select count(*) from recipient where message_id = $1 and n <> all($2)`
 
+// void removes j. Recipients of which a duplicate was accepted meanwhile are released instead: its
+// client was answered 250 for them.
 func (v *voids) void(ctx context.Context, j *submittal) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -109,20 +110,31 @@ func (v *voids) void(ctx context.Context, j *submittal) error {
 		return err
 	}
 	taken := 0
+	var kept []int32
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		m := &j.m
 		if _, err := tx.Exec(ctx, sqlVoidMessage, m.ID, m.UserID, m.CredentialID, m.Sender.Local, m.Sender.Domain,
 			m.Size, m.AcceptedAt, v.q.cfg.Node, len(j.rcpts)); err != nil {
 			return fmt.Errorf("void message: %w", err)
 		}
-		if _, err := tx.Exec(ctx, sqlVoidRows, m.ID, j.epoch, v.q.cfg.Node); err != nil {
+		var err error
+		if kept, err = unkey(ctx, tx, j); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, sqlVoidRows, m.ID, j.epoch, v.q.cfg.Node, kept); err != nil {
 			return fmt.Errorf("void rows: %w", err)
 		}
-		return tx.QueryRow(ctx, sqlTaken, m.ID).Scan(&taken)
+		return tx.QueryRow(ctx, sqlTaken, m.ID, kept).Scan(&taken)
 	})
 	if err = v.s.End(err); err != nil {
 		return err
 	}
+	v.q.inHand.remove(j.m.ID, len(j.rcpts)-len(kept))
+	j.rcpts = make([]Recipient, len(kept))
+	for i, n := range kept {
+		j.rcpts[i].N = int(n)
+	}
+	v.q.settles.park(j)
 	if taken > 0 {
 		v.q.log.Error("queue: a message that was refused with 451 was taken over before it was voided", "id", j.m.ID, "recipients", taken)
 	}

@@ -11,8 +11,8 @@ returning durably()
 
 -- name: void_rows
 -- A statement of its own: its snapshot is younger than the wait.
-with gone as (delete from recipient where message_id = @message_id and owner is not distinct from @epoch returning message_id, n, local, domain),
+with gone as (delete from recipient where message_id = @message_id and owner is not distinct from @epoch and n <> all(@kept::integer[]) returning message_id, n, local, domain),
 told as (insert into history (message_id, n, at, epoch, result, local, domain, node, reply_text)
 	select message_id, n, clock_timestamp(), @epoch, 'void', local, domain, @node, 'refused with 451: its commit was not known in time' from gone)
 delete from body b where b.message_id = @message_id
-	and not exists (select from recipient r where r.message_id = @message_id and r.owner is distinct from @epoch)
+	and not exists (select from recipient r where r.message_id = @message_id and (r.owner is distinct from @epoch or r.n = any(@kept::integer[])))

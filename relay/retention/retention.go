@@ -30,8 +30,9 @@ const (
 	forgetLong     = 250 * time.Millisecond
 	forgetRest     = 3 // a pause is so many times as long as the batch before it
 
-	forgetRows  = 1000 // of anomaly detection and the limits, in one statement
-	forgetTurns = 20   // statements of a kind in a round
+	forgetRows  = 1000   // of anomaly detection and the limits, in one statement
+	forgetKeys  = 10_000 // of duplicates: as many as messages
+	forgetTurns = 20     // statements of a kind in a round
 )
 
 var (
@@ -39,7 +40,11 @@ var (
 	sqlForgetNodes          = texts.Bind("forget_nodes")
 	sqlForgetHolds          = texts.Bind("forget_holds")
 	sqlForgetActivity       = texts.Bind("forget_activity", "rows")
+	sqlForgetDuplicates     = texts.Bind("forget_duplicates", "rows")
 	sqlForgetCorrespondents = texts.Bind("forget_correspondents", "rows", "keep")
+	sqlForgetEvents         = texts.Bind("forget_events", "rows", "keep")
+	sqlForgetMarks          = texts.Bind("forget_marks", "rows", "keep")
+	sqlForgetUsers          = texts.Bind("forget_users", "rows", "keep")
 	sqlForgetUsage          = texts.Bind("forget_usage", "scope", "subject", "kind", "window_s", "rows")
 )
 
@@ -213,8 +218,16 @@ func (r *Retention) others(ctx context.Context, conn *pgx.Conn) error {
 	if err := forget(ctx, conn, sqlForgetActivity, forgetRows); err != nil {
 		return fmt.Errorf("forget activity: %w", err)
 	}
+	if err := forget(ctx, conn, sqlForgetDuplicates, forgetKeys); err != nil {
+		return fmt.Errorf("forget duplicates: %w", err)
+	}
 	if err := forget(ctx, conn, sqlForgetCorrespondents, forgetRows, r.cfg.Correspondents); err != nil {
 		return fmt.Errorf("forget correspondents: %w", err)
+	}
+	for _, sql := range []string{sqlForgetEvents, sqlForgetMarks, sqlForgetUsers} {
+		if err := forget(ctx, conn, sql, forgetRows, time.Duration(r.kept.Load())); err != nil {
+			return fmt.Errorf("forget events: %w", err)
+		}
 	}
 	return nil
 }

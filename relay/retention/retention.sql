@@ -4,7 +4,7 @@
 -- Looks at the next messages before @first_kept, and deletes those that have no recipient left and
 -- to which nothing happened since @since, with at most @attempts attempts. The next batch is @rest
 -- later; after the last one, @every later. Attempts without a message, which came when it was
--- deleted, are met too.
+-- deleted, are met too. The feed hears up to where it is no longer whole.
 with recursive at as materialized (select past, began_at from history_walk where next_at <= clock_timestamp() for update skip locked),
 w(id, i) as (
 	select least((select m.id from message m where m.id > at.past order by m.id limit 1),
@@ -18,8 +18,10 @@ old as materialized (select id from seen where not exists (select from recipient
 	and not exists (select from history a where a.message_id = seen.id and a.at >= @since)),
 pick as materialized (select a.message_id, a.n, a.at, a.epoch from old join history a on a.message_id = old.id limit @attempts),
 looked as (select count(*) as n, (select count(*) from pick) = @attempts as again from seen),
-a as (delete from history a using pick p where a.message_id = p.message_id and a.n = p.n and a.at = p.at and a.epoch = p.epoch),
-m as (delete from message m using old, looked where m.id = old.id and not looked.again),
+a as (delete from history a using pick p where a.message_id = p.message_id and a.n = p.n and a.at = p.at and a.epoch = p.epoch returning a.feed_at, a.at),
+m as (delete from message m using old, looked where m.id = old.id and not looked.again returning m.feed_at, m.accepted_at as at),
+f as (update feed_state s set gone = l.feed_at, gone_at = l.at
+	from (select feed_at, at from (select feed_at, at from a union all select feed_at, at from m) both_of order by feed_at desc limit 1) l where l.feed_at > s.gone),
 t as (delete from notice t using old, looked where t.message_id = old.id and not looked.again),
 step as (update history_walk h set
 		past = case when looked.again then at.past
@@ -52,12 +54,38 @@ delete from hold h where h.credential_id <> 0 and h.made_at < clock_timestamp() 
 delete from activity where (user_id, hour) in (
 	select user_id, hour from activity where hour < now() - interval '14 days' order by hour limit @rows for update skip locked)
 
+-- name: forget_duplicates
+-- Deletes keys by which no copy is recognised any more. The table is read whole: an index by time
+-- would be written with each message.
+delete from duplicate where ctid = any(array(
+	select ctid from duplicate where until < clock_timestamp() limit @rows for update skip locked))
+
 -- name: forget_correspondents
 -- Deletes addresses to which their users have not written for long. That they did is written down
 -- once a month.
 delete from correspondent where (user_id, recipient) in (
 	select user_id, recipient from correspondent where seen_on < current_date - interval '30 days' - @keep::interval
 	order by seen_on limit @rows for update skip locked)
+
+-- name: forget_events
+-- Deletes events, as forget does with history.
+with old as (select id, feed_at, at from event where at < clock_timestamp() - @keep::interval order by at limit @rows for update skip locked),
+f as (update feed_state s set gone = l.feed_at, gone_at = l.at from (select feed_at, at from old order by feed_at desc limit 1) l where l.feed_at > s.gone)
+delete from event where id in (select id from old)
+
+-- name: forget_marks
+-- Deletes marks of the feed but the last of each incarnation, of which there is one for each start of
+-- the database's server.
+delete from feed_mark m where (m.incarnation, m.feed_at) in (
+	select o.incarnation, o.feed_at from feed_mark o where o.at < clock_timestamp() - @keep::interval
+		and exists (select from feed_mark later where later.incarnation = o.incarnation and later.feed_at > o.feed_at)
+	order by o.at limit @rows for update skip locked)
+
+-- name: forget_users
+-- Deletes the names of users who were removed, when their mail is long gone.
+delete from former_user where user_id in (
+	select user_id from former_user where removed_at < clock_timestamp() - interval '30 days' - @keep::interval
+	order by removed_at limit @rows for update skip locked)
 
 -- name: forget_usage
 -- Looks at the next windows of limits after a key, deletes those in which nothing counts any more,

@@ -2,6 +2,7 @@ package retention
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"postern/internal/pg"
 	"postern/internal/pgtest"
 	"postern/internal/queuetest"
+	"postern/relay/feed"
 	"postern/relay/queue"
 )
 
@@ -178,6 +180,7 @@ func TestForgetOthers(t *testing.T) {
 			select u, c, '', '', now() - interval '1 hour' from (values (1, 0), (1, 7), (1, 8), (1, 9), (2, 9)) h(u, c)`,
 		`insert into node (name, expires_at, reaped_at) select 'old', now(), now() - h * interval '31 minutes' from generate_series(0, 5) h`,
 		`insert into activity (user_id, hour) select u, now() - d * interval '1 day' from generate_series(1, 200) u, generate_series(0, 19) d`,
+		`insert into duplicate (key, message_id, until, n) select gen_random_uuid(), gen_random_uuid(), now() + (n % 3 - 1.5) * interval '1 minute', 0 from generate_series(1, 30000) n`,
 		`insert into correspondent (user_id, recipient, seen_on) select 1, sha256(n::text::bytea), current_date - n from generate_series(1, 500) n`,
 		`insert into usage_window (scope, subject, kind, window_s, at, n)
 			select 'user', s, 'messages', 3600, array[floor(extract(epoch from now()) / 60)::bigint - case when s % 2 = 0 then 0 else 500 end], array[1] from generate_series(1, 3000) s`,
@@ -196,6 +199,7 @@ func TestForgetOthers(t *testing.T) {
 		`select count(*) from hold`:                                             2,
 		`select count(*) from node where name = 'old'`:                          2,
 		`select count(*) from activity`:                                         200 * 14,
+		`select count(*) from duplicate`:                                        10000,
 		`select count(*) from correspondent`:                                    395,
 		`select count(*) from usage_window`:                                     1500,
 		`select count(*) from usage_window where subject::int % 2 = 0`:          1500,
@@ -345,4 +349,51 @@ func abandon(t *testing.T, db *pgtest.DB, q *queue.Queue, id queue.ID) {
 func TestStatementsPrepare(t *testing.T) {
 	t.Parallel()
 	pgtest.Prepare(t, pgtest.Statements(t, texts.Bound))
+}
+
+// A reader whose cursor is in front of what was deleted hears so; one behind it does not, and what
+// is left of older places can be read from the beginning.
+func TestFeedIsGone(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	ctx := queuetest.Context(t)
+	r, conn := New(Config{Pool: db.Pool}), working(t, db)
+	past(t, db, 3, 40, "g = 1") // the first is held
+	past(t, db, 1, 20, "false")
+	queuetest.Exec(t, db, `insert into event (at, kind, object) values (now() - interval '40 days', 'limit.near', 'x')`)
+	queuetest.Exec(t, db, `update message set feed_at = 10 + get_byte(uuid_send(id), 15)`)
+	queuetest.Exec(t, db, `update history set feed_at = 20 + get_byte(uuid_send(message_id), 15)`)
+	queuetest.Exec(t, db, `update event set feed_at = 22`)
+	queuetest.Exec(t, db, `update message set feed_at = 100 where accepted_at > now() - interval '30 days'`)
+	page, err := feed.Read(ctx, db.Pool, feed.Cursor{}, feed.Filter{})
+	if err != nil || len(page.Events) < 8 {
+		t.Fatalf("%d events, %v", len(page.Events), err)
+	}
+	places := make([]feed.Cursor, len(page.Events))
+	for i, e := range page.Events {
+		if places[i], err = feed.ParseCursor(e.Cursor); err != nil {
+			t.Fatal(err)
+		}
+	}
+	walk(t, db, r, conn)
+	if err := r.others(ctx, conn); err != nil {
+		t.Fatal(err)
+	}
+	if gone := queuetest.Count(t, db, `select gone from feed_state`); gone != 23 {
+		t.Errorf("the feed is gone up to %d, want the last deleted attempt's place, 23", gone)
+	}
+	var missing *feed.GoneError
+	if _, err := feed.Read(ctx, db.Pool, places[0], feed.Filter{}); !errors.As(err, &missing) || time.Since(missing.Until) < 39*24*time.Hour {
+		t.Errorf("in front of what is gone: %v", err)
+	}
+	last := places[len(places)-1]
+	if _, err := feed.Read(ctx, db.Pool, last, feed.Filter{}); err != nil {
+		t.Errorf("behind what is gone: %v", err)
+	}
+	if page, err := feed.Read(ctx, db.Pool, feed.Cursor{}, feed.Filter{}); err != nil || len(page.Events) != 4 {
+		t.Errorf("%d events are left, %v", len(page.Events), err)
+	}
+	if n := queuetest.Count(t, db, `select count(*) from event`); n != 0 {
+		t.Errorf("%d old events", n)
+	}
 }

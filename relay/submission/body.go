@@ -86,6 +86,7 @@ type body struct {
 	file   *os.File
 	onDisk int64  // octets written to file, and charged
 	hash   []byte // queue.Message.BodyHash
+	octets []byte // the hash of what the client sent; nil if copies are not recognised
 }
 
 // read makes a body of what r gives until io.EOF. An *smtp.Error says that there

@@ -18,6 +18,8 @@ import (
 	"postern/relay/maillog"
 	"postern/relay/queue"
 	"postern/relay/queue/content"
+	"postern/relay/smtp"
+	"postern/relay/suppression"
 )
 
 // TLSMode says when a listener's connections become TLS.
@@ -75,6 +77,13 @@ type Sessions interface {
 	Enter(ctx context.Context, who quota.Session, limits []quota.Limit) (leave func(), over *quota.Over, err error)
 }
 
+// Suppression knows the addresses that get no mail of a user, or of anybody (user 0); relay/suppression's
+// List fits. A nil Entry is none; an error says nothing about the address.
+type Suppression interface {
+	Find(ctx context.Context, user int64, to smtp.Address) (*suppression.Entry, error)
+	Refused(e *suppression.Entry)
+}
+
 // Certificates is what the listeners show; relay/certificate's Set fits. It answers
 // each handshake from memory and is safe for concurrent use.
 type Certificates interface {
@@ -87,8 +96,9 @@ type Config struct {
 	Listeners    []Listener
 	Certificates Certificates
 	Verifier     auth.Verifier
-	Current      Current  // asked by Recheck; nil: sessions keep what AUTH gave them
-	Sessions     Sessions // nil: no limit but that of connections
+	Current      Current     // asked by Recheck; nil: sessions keep what AUTH gave them
+	Sessions     Sessions    // nil: no limit but that of connections
+	Suppression  Suppression // nil: none
 	Queue        Queue
 	Keys         dkim.Keys       // mail of their domains gets a body hash; may be nil
 	Handoff      Handoff         // nil: messages are born waiting for a claim
@@ -126,6 +136,9 @@ type Limits struct {
 	DataGrace time.Duration // before DataRate is asked for: 1 min
 	DataRate  int64         // octets/s of message data on average, at least: 500
 	Commit    time.Duration // waiting for the queue: 2 min
+
+	// Duplicates is how long copies of a message are recognised; 0: they are not.
+	Duplicates time.Duration
 
 	MemoryBody int64 // octets of a body kept in memory, beyond it a file: 1 MiB
 	Memory     int64 // octets of all bodies in memory: 128 MiB

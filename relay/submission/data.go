@@ -2,7 +2,10 @@ package submission
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
+	"hash"
 	"io"
 	"strings"
 	"time"
@@ -120,17 +123,25 @@ func (s *session) spoolMessage(in *input, id queue.ID, now time.Time) (*body, *m
 	if v.Rule != policy.RuleHeader {
 		s.tx.rule += ", " + v.Rule // why it may be another's
 	}
-	var hash *dkim.BodyHash
+	var bodyHash *dkim.BodyHash
 	if dkim.Find(s.server.cfg.Keys, f.From[0].DomainKey()) != nil {
-		hash = dkim.NewBodyHash()
-		prepared.Body = hash
+		bodyHash = dkim.NewBodyHash()
+		prepared.Body = bodyHash
+	}
+	var octets hash.Hash
+	if f.Key != "" || f.MessageID != "" && !f.IDAdded && s.window() > 0 {
+		octets = sha256.New()
+		prepared.Client = octets
 	}
 	b, err := s.server.spool.read(prepared, s.holders)
 	if err != nil {
 		return nil, nil, err
 	}
-	if hash != nil {
-		b.hash = hash.Sum()
+	if bodyHash != nil {
+		b.hash = bodyHash.Sum()
+	}
+	if octets != nil {
+		b.octets = octets.Sum(nil)
 	}
 	return b, &prepared.Facts, nil
 }
@@ -151,26 +162,69 @@ func (s *session) commit(id queue.ID, now time.Time, b *body, facts *message.Fac
 		s.server.spent.note(over, time.Now())
 		return s.refuseMessage(id, refusedBy(policy.OverLimit(over, time.Now())))
 	}
+	if other := (*queue.OtherContent)(nil); errors.As(err, &other) {
+		return s.refuseMessage(id, err)
+	}
 	if err != nil {
 		return s.refuseMessage(id, &smtp.Error{Reply: queueRefusal(err), Err: err})
 	}
-	s.wire.reply(smtp.OK(250, 0, 0, "Ok: queued as "+id.String()))
+	s.wire.reply(queuedReply(id, accepted))
 	// Committed: it is delivered even if the reply cannot be written.
 	switch {
 	case accepted.Held:
-		s.server.mail.Held(maillog.HeldEvent{ID: id.String(), User: s.user(), Sender: m.Sender, Recipients: len(tx.rcpts)})
+		s.server.mail.Held(maillog.HeldEvent{ID: id.String(), User: s.user(), Sender: m.Sender, Recipients: accepted.Stored})
 	case accepted.Delivery != nil:
 		handoff.Take(accepted.Delivery)
 	}
 	s.messages++
 	s.commands = 0
 	s.server.counts.accepted.Add(1)
-	s.server.mail.Accepted(maillog.Accept{
-		ID: id.String(), User: s.user(), Sender: m.Sender, Recipients: len(tx.rcpts), Size: m.Size,
-		MessageID: m.MessageID, Client: s.peer.addr, Hello: s.hello, TLS: s.secured, Rule: tx.rule,
-		Removed: removed(facts),
-	})
+	if accepted.Stored > 0 {
+		s.server.mail.Accepted(maillog.Accept{
+			ID: id.String(), User: s.user(), Sender: m.Sender, Recipients: accepted.Stored, Size: m.Size,
+			MessageID: m.MessageID, Client: s.peer.addr, Hello: s.hello, TLS: s.secured, Rule: tx.rule,
+			Removed: removed(facts),
+		})
+	}
+	if accepted.Duplicates > 0 {
+		s.server.mail.Duplicate(maillog.DuplicateEvent{ID: id.String(), First: accepted.First.String(), User: s.user(), Sender: m.Sender,
+			Recipients: accepted.Duplicates, MessageID: m.MessageID, Client: s.peer.addr})
+	}
 	return smtp.Reply{}
+}
+
+// queuedReply says 250: what is queued, and what had been queued before.
+func queuedReply(id queue.ID, a queue.Accepted) smtp.Reply {
+	switch {
+	case a.Duplicates == 0:
+		return smtp.OK(250, 0, 0, "Ok: queued as "+id.String())
+	case a.Stored == 0:
+		return smtp.OK(250, 0, 0, "Ok: duplicate, queued before as "+a.First.String())
+	}
+	return smtp.OK(250, 0, 0, fmt.Sprintf("Ok: queued as %s; duplicate for %d of %d recipients, queued before as %s",
+		id, a.Duplicates, a.Stored+a.Duplicates, a.First))
+}
+
+// window is how long copies of the user's mail are recognised by their content, 0 if they are not.
+func (s *session) window() time.Duration {
+	if w := s.identity.Duplicates; w != nil {
+		return *w
+	}
+	return s.limits.Duplicates
+}
+
+// clientKeyWindow is how long a copy is recognised by a key that the client has given it.
+const clientKeyWindow = 24 * time.Hour
+
+// key is by what copies of the message are recognised.
+func (s *session) key(b *body, facts *message.Facts) queue.Key {
+	switch from := s.tx.mail.From; {
+	case facts.Key != "":
+		return queue.ClientKey(s.identity.UserID, facts.Key, from, b.octets, clientKeyWindow)
+	case b.octets != nil:
+		return queue.ContentKey(s.identity.UserID, from, facts.MessageID, b.octets, s.window())
+	}
+	return queue.Key{}
 }
 
 // removed names, as the log does, the lines removed before the header.
@@ -196,6 +250,7 @@ func (s *session) message(id queue.ID, now time.Time, b *body, facts *message.Fa
 		Ret:  mail.Ret, EnvID: mail.EnvID, MessageID: facts.MessageID, AcceptedAt: now,
 		ClientAddr: s.peer.addr.Addr(), ClientHello: s.hello, Listener: s.listener.Name, TLS: s.secured,
 		Rule: s.tx.rule, NewNetwork: s.identity.NewNetwork, Charges: quota.Windows(s.identity.Limits),
+		Key: s.key(b, facts), Tags: facts.Tags, Metadata: string(facts.Metadata),
 	}
 	switch {
 	case mail.RequireTLS: // which counts more than the field (RFC 8689 section 4.1)

@@ -28,6 +28,8 @@ type fakeQueue struct {
 	calls     int
 	available error
 	discard   bool // keep no bodies
+	// copies says which recipients are duplicates, of which message; nil: none
+	copies func(m queue.Message) (n int, first queue.ID)
 }
 
 func (q *fakeQueue) Available() error {
@@ -64,12 +66,19 @@ func (q *fakeQueue) Enqueue(ctx context.Context, m queue.Message, rcpts []queue.
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	a := queue.Accepted{Stored: len(rcpts)}
+	if q.copies != nil {
+		a.Duplicates, a.First = q.copies(m)
+		if a.Stored -= a.Duplicates; a.Stored == 0 {
+			return a, nil
+		}
+	}
 	q.messages = append(q.messages, stored{m, rcpts, string(text), owned})
 	if !owned {
-		return queue.Accepted{}, nil
+		return a, nil
 	}
 	b.Retain()
-	return queue.Accepted{Delivery: &queue.Delivery{Message: m, Recipients: rcpts, Body: b, Epoch: 1}}, nil
+	return queue.Accepted{Stored: a.Stored, Duplicates: a.Duplicates, First: a.First, Delivery: &queue.Delivery{Message: m, Recipients: rcpts, Body: b, Epoch: 1}}, nil
 }
 
 func (q *fakeQueue) all() []stored {

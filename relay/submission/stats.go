@@ -18,6 +18,7 @@ type counters struct {
 	accepted          atomic.Int64
 	refusedMessages   atomic.Int64
 	refusedRecipients atomic.Int64
+	suppressed        atomic.Int64
 	violations        atomic.Int64
 	panics            atomic.Int64
 }
@@ -47,6 +48,7 @@ type Stats struct {
 	Accepted           int64 // messages answered 250
 	RefusedMessages    int64 // messages refused after their data was read
 	RefusedRecipients  int64
+	Suppressed         int64 // recipients that were refused, or are to fail, by the suppression list
 	Violations         int64 // attempted injection and smuggling, and octets sent out of turn
 	Panics             int64 // sessions that ended by a defect of ours
 	Memory             int64 // octets of messages in memory: bodies, long headers, long envelopes
@@ -80,6 +82,7 @@ func (s *Server) Stats() Stats {
 		Accepted:           c.accepted.Load(),
 		RefusedMessages:    c.refusedMessages.Load(),
 		RefusedRecipients:  c.refusedRecipients.Load(),
+		Suppressed:         c.suppressed.Load(),
 		Violations:         c.violations.Load(),
 		Panics:             c.panics.Load(),
 		Memory:             memory,

@@ -1,9 +1,11 @@
 package submission
 
 import (
+	"net/netip"
 	"strings"
 	"time"
 
+	"postern/auth"
 	"postern/policy"
 	"postern/policy/quota"
 	"postern/relay/maillog"
@@ -103,6 +105,9 @@ func (s *session) rcptTo(args string) smtp.Reply {
 	if _, twice := tx.known[key]; twice {
 		return smtp.OK(250, 1, 5, "Ok") // one copy for each recipient
 	}
+	if v := policy.Recipient(*s.identity, to); !v.Allowed {
+		return s.refuseRcpt(to, v.Reply, v.Rule)
+	}
 	if v := policy.Recipients(*s.identity, len(tx.rcpts)+1, s.limits.Recipients); !v.Allowed {
 		// The address is not wrong, and the client may have pipelined many more before it
 		// reads this: it does not count towards RefusedRecipients.
@@ -110,6 +115,10 @@ func (s *session) rcptTo(args string) smtp.Reply {
 	}
 	if v := s.overLimit(quota.Recipients, int64(len(tx.rcpts)+1)); !v.Allowed {
 		return s.refuseRcpt(to, v.Reply, v.Rule)
+	}
+	suppressed, refusal, rule := s.suppressed(to)
+	if !refusal.IsZero() {
+		return s.refuseRcpt(to, refusal, rule)
 	}
 	if !s.take(recipientTakes(to, &rcpt)) {
 		return s.refuseRcpt(to, errFull.Reply, "")
@@ -121,9 +130,38 @@ func (s *session) rcptTo(args string) smtp.Reply {
 	tx.rcpts = append(tx.rcpts, queue.Recipient{
 		N: len(tx.rcpts), Address: to,
 		Notify: rcpt.Notify, ORcptType: rcpt.ORcptType, ORcpt: rcpt.ORcpt,
+		Suppressed: suppressed,
 	})
 	s.commands-- // bounded by the limit of recipients
 	return smtp.OK(250, 1, 5, "Ok")
+}
+
+// suppressed looks for an entry of the suppression list: it is accepted, to fail, or refused by a rule.
+func (s *session) suppressed(to smtp.Address) (accepted bool, refusal smtp.Reply, rule string) {
+	list := s.server.cfg.Suppression
+	if list == nil {
+		return false, smtp.Reply{}, ""
+	}
+	user := s.identity.UserID
+	if s.identity.Suppressed == auth.IgnoreSuppressed {
+		user = 0
+	}
+	e, err := list.Find(s.server.cutting, user, to)
+	switch {
+	case err != nil:
+		if s.server.mail.Allow("suppression", netip.AddrPort{}) {
+			s.server.log.Warn("cannot look for suppressed recipients", "error", err)
+		}
+		return false, smtp.Temporary(451, 3, 0, "Recipients cannot be checked now, try again later"), ""
+	case e == nil:
+		return false, smtp.Reply{}, ""
+	}
+	list.Refused(e)
+	s.server.counts.suppressed.Add(1)
+	if s.identity.Suppressed == auth.AcceptSuppressed && !e.IsPattern() {
+		return true, smtp.Reply{}, ""
+	}
+	return false, e.Refusal(), e.Rule()
 }
 
 // path is the arguments of MAIL or RCPT as the grammar has them, where the listener

@@ -103,13 +103,16 @@ func (s *Secret) DaysLeft(now time.Time) int {
 	return int(s.Expires.Sub(now.UTC().Truncate(24*time.Hour)) / (24 * time.Hour))
 }
 
-// tellExpiring returns each account once at 30, 7, 1 and 0 days, to the node that asks first.
+// tellExpiring returns each account once at 30, 7, 1 and 0 days, to the node that asks first, and tells
+// the feed of events.
 const tellExpiring = `
-update upstream u set secret_told = t.days
+with told as (update upstream u set secret_told = t.days
 from (select name, (select min(d) from unnest(array[30, 7, 1, 0]) d where secret_expires - (now() at time zone 'UTC')::date <= d) as days
 	from upstream where secret_expires is not null) t
 where u.name = t.name and t.days is not null and (u.secret_told is null or u.secret_told > t.days)
-returning u.name, u.secret_expires::timestamp at time zone 'UTC'`
+returning u.name, u.secret_expires, t.days),
+e as (insert into event (kind, object, detail) select 'secret.expiring', name, jsonb_build_object('on', secret_expires, 'days', days) from told)
+select name, secret_expires::timestamp at time zone 'UTC' from told`
 
 // TellExpiring calls tell for the accounts whose secret's end is to be announced now, on one node
 // only. A node that crashes before its commit leaves them to the next.

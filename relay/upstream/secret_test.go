@@ -138,6 +138,11 @@ func TestTellExpiring(t *testing.T) {
 	if err := s.TellExpiring(ctx, func(Secret) { again++ }); err != nil || again != 1 {
 		t.Errorf("another secret is told %d times, %v", again, err)
 	}
+	var events string
+	must(t, db.Pool.QueryRow(ctx, `select string_agg(kind || ' ' || object || ' ' || (detail->>'days'), ', ' order by id) from event`).Scan(&events))
+	if want := "secret.expiring m365 30, secret.expiring m365 7, secret.expiring m365 1, secret.expiring m365 0, secret.expiring m365 7"; events != want {
+		t.Errorf("events: %s", events)
+	}
 	accounts, _, err := s.Usable(ctx)
 	if err != nil {
 		t.Fatal(err)

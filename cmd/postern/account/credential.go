@@ -25,6 +25,8 @@ type Credential struct {
 	LastUsedTLS  string     `json:"last_used_tls,omitempty"`
 	CreatedAt    time.Time  `json:"created_at"`
 	RevokedAt    *time.Time `json:"revoked_at"`
+	Suppressed   string     `json:"suppressed"` // refuse, accept or ignore
+	Duplicates   string     `json:"duplicates"` // how long copies of mail are recognised: "10m", "off" or "default"
 }
 
 // CredentialOf is a credential; secret is the one that was just made, "" for none.
@@ -32,7 +34,7 @@ func CredentialOf(c auth.Credential, secret string) Credential {
 	v := Credential{
 		ID: c.ID, UserName: c.User, Secret: secret, Kind: string(c.Kind), Label: c.Label, State: c.State(time.Now()),
 		ExpiresAt: screen.OrNull(c.Expires), Networks: screen.Each(c.Networks, netip.Prefix.String), LastUsedAt: screen.OrNull(c.LastUse.At), LastUsedTLS: c.LastUse.TLS,
-		CreatedAt: c.CreatedAt, RevokedAt: screen.OrNull(c.RevokedAt),
+		CreatedAt: c.CreatedAt, RevokedAt: screen.OrNull(c.RevokedAt), Suppressed: string(c.Suppressed), Duplicates: DuplicatesText(c.Duplicates),
 	}
 	if c.LastUse.Addr.IsValid() {
 		v.LastUsedAddr = c.LastUse.Addr.String()
@@ -47,11 +49,11 @@ func CredentialsOf(list []auth.Credential) []Credential {
 
 // CredentialHead is above the columns of Row.
 func CredentialHead() []string {
-	return []string{"ID", "KIND", "LABEL", "STATE", "EXPIRES", "NETWORKS", "LAST USE", "FROM"}
+	return []string{"ID", "KIND", "LABEL", "STATE", "EXPIRES", "NETWORKS", "LAST USE", "FROM", "DUPLICATES"}
 }
 
 // Row is it in a table.
 func (c Credential) Row() []string {
 	return []string{strconv.FormatInt(c.ID, 10), c.Kind, screen.OrDash(c.Label), c.State, screen.Moment(c.ExpiresAt),
-		screen.OrDash(strings.Join(c.Networks, " ")), screen.Moment(c.LastUsedAt), screen.OrDash(c.LastUsedAddr)}
+		screen.OrDash(strings.Join(c.Networks, " ")), screen.Moment(c.LastUsedAt), screen.OrDash(c.LastUsedAddr), c.Duplicates}
 }

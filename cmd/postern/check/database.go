@@ -134,7 +134,7 @@ func (c *checkup) lookAtDatabase(ctx context.Context, r *report) {
 		{"pooler", in.pooling(url)}, {"settings", in.durability}, {"log", in.statementsLogged}, {"replicas", in.replicas}, {"TLS", in.protection},
 		{"clock", in.clock}, {"connections", in.connections}, {"privileges", in.privileges},
 		{"schema", in.schema}, {"nodes", in.nodes}, {"queue", in.setAside}, {"queue in doubt", in.inDoubt},
-		{"autovacuum", in.autovacuum}, {"transactions", in.transactions},
+		{"autovacuum", in.autovacuum}, {"transactions", in.transactions}, {"feed", in.feed},
 		{"tables", in.deadRows}, {"limits", in.timeouts}, {"disk", in.disk}, {"full", in.full},
 	} {
 		limited, cancel := context.WithTimeout(ctx, questionTime)
@@ -316,6 +316,7 @@ type bounds struct {
 	server      int           // the oldest version
 	trip        time.Duration // to the database and back
 	transaction time.Duration // that is open
+	feed        time.Duration // for which it is held back
 	deadRows    int64
 	frozen      int64 // transactions since
 	low, none   int64 // octets of room for the database
@@ -324,6 +325,6 @@ type bounds struct {
 func defaultBounds() bounds {
 	return bounds{
 		server: 13_00_00, trip: 10 * time.Millisecond,
-		transaction: 15 * time.Minute, deadRows: 500_000, frozen: 1_000_000_000, low: 5 << 30, none: 256 << 20,
+		transaction: 15 * time.Minute, feed: time.Minute, deadRows: 500_000, frozen: 1_000_000_000, low: 5 << 30, none: 256 << 20,
 	}
 }

@@ -107,6 +107,7 @@ func databaseFaults() []fault {
 		{"node.taken", `"relay.test" is alive`, livingNode(patientName)},
 		{"node.twice", `"relay.test" was taken over`, takenOver},
 		{"db.old-transaction", "process", openTransaction},
+		{"feed.held", "process", heldFeed},
 		{"db.dead-rows", "app_user", deletedRows},
 		{"db.wraparound", "transactions since", bound(func(b *bounds) { b.frozen = 0 })},
 		{"db.room-low", "free", bound(func(b *bounds) { b.low = 1 << 60 })},
@@ -321,6 +322,13 @@ func openTransaction(t *testing.T, p *patient) {
 	p.admit(t)
 	p.c.bounds.transaction = 0
 	begin(t, p.c.cfg.Database.URL)
+}
+
+// heldFeed has a transaction of another database hold the feed back.
+func heldFeed(t *testing.T, p *patient) {
+	p.admit(t)
+	p.c.bounds.feed = 0
+	begin(t, pgtest.New(t).URL)
 }
 
 // A transaction in another database of the server keeps no row of ours.

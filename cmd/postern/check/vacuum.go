@@ -9,11 +9,14 @@ import (
 	"postern/admin/health"
 	"postern/cmd/postern/database"
 	"postern/cmd/postern/screen"
+	"postern/relay/feed"
 )
 
 var vacuumKinds = []kind{
 	{"db.autovacuum", health.Failed, "Autovacuum is off, so the queue's tables grow and become slow.", "set autovacuum and track_counts to on"},
 	{"db.old-transaction", health.Warning, "A long transaction keeps deleted rows, so the queue's tables grow.",
+		"end it: select pg_terminate_backend(PID), or commit or roll back the prepared one"},
+	{"feed.held", health.Warning, "A transaction that stays open holds back the feed of events.",
 		"end it: select pg_terminate_backend(PID), or commit or roll back the prepared one"},
 	{"db.slot", health.Warning, "An unused replication slot keeps WAL until the disk is full.",
 		"bring its replica back, or drop it: select pg_drop_replication_slot('NAME')"},
@@ -74,6 +77,15 @@ func (in *inspection) transactions(ctx context.Context) error {
 	slots, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err == nil && len(slots) > 0 {
 		in.r.add("db.slot", "replica", "not in use: %s", screen.Few(slots))
+	}
+	return err
+}
+
+// feed looks for what holds the feed of events back, in any database of the server.
+func (in *inspection) feed(ctx context.Context) error {
+	held, err := feed.Hold(ctx, in.conn)
+	if err == nil && held != nil && time.Since(held.Since) > in.c.bounds.feed {
+		in.r.add("feed.held", "events", "%s since %s", held.Who, screen.LocalTime(held.Since))
 	}
 	return err
 }

@@ -120,6 +120,8 @@ type Queue struct {
 	// History is where a commit in doubt is looked up for a minute; an hour is of use to a person.
 	History Duration `toml:"history" reload:"yes" least:"1h"`
 	Reserve size     `toml:"reserve"`
+	// Duplicates is how long copies of a message are recognised; 0: not at all.
+	Duplicates Duration `toml:"duplicates" reload:"yes"`
 }
 
 type Delivery struct {
@@ -172,7 +174,7 @@ func Defaults() Config {
 		},
 		Auth: Auth{Permits: login.Permits},
 		Queue: Queue{
-			Gate: "local", Notify: true, Reserve: 64 << 20,
+			Gate: "local", Notify: true, Reserve: 64 << 20, Duplicates: Duration(time.Hour),
 			Lifetime: Duration(mail.Lifetime), DelayNotice: Duration(mail.DelayNotice), History: Duration(kept.History),
 		},
 		Delivery: Delivery{
@@ -291,6 +293,9 @@ func (c *Config) validate() error {
 	}
 	if err := c.Admin.validate(); err != nil {
 		return err
+	}
+	if time.Duration(c.Queue.Duplicates) > auth.MaxDuplicates {
+		return errors.New("queue: duplicates must be at most 7d")
 	}
 	if c.Queue.Gate != "local" && c.Queue.Gate != "strict" {
 		return fmt.Errorf("queue: gate must be \"local\" or \"strict\", not %q", c.Queue.Gate)

@@ -25,6 +25,7 @@ import (
 	"postern/relay/seal"
 	"postern/relay/smtp"
 	"postern/relay/submission"
+	"postern/relay/suppression"
 	"postern/relay/upstream"
 	"postern/relay/upstream/breaker"
 )
@@ -114,7 +115,9 @@ func (r Relay) Message(ctx context.Context, q Question) (*Message, error) {
 	if v := policy.OneMore(id, used); v.Rule != "" {
 		e.step("sessions", v)
 	}
-	e.envelope(id, q, r.Server)
+	if err := e.envelope(ctx, r, id, q); err != nil {
+		return nil, err
+	}
 	for _, v := range withUse(id.Limits, used) {
 		if v.Used != nil {
 			e.Limits = append(e.Limits, v)
@@ -170,14 +173,42 @@ func (e *Message) login(ctx context.Context, users *auth.Store, q Question) erro
 	return nil
 }
 
-// envelope asks the policy what a session asks it.
-func (e *Message) envelope(id auth.Identity, q Question, server config.Submission) {
-	e.step("size", policy.Size(id, q.Size, int64(server.MessageSize)))
+// envelope asks what a session asks.
+func (e *Message) envelope(ctx context.Context, r Relay, id auth.Identity, q Question) error {
+	e.step("size", policy.Size(id, q.Size, int64(r.Server.MessageSize)))
 	e.step("MAIL FROM", policy.Sender(id, q.From))
-	e.step("RCPT TO", policy.Recipients(id, len(q.To), server.Recipients))
+	for _, to := range q.To {
+		if err := e.recipient(ctx, r, id, to); err != nil {
+			return err
+		}
+	}
+	e.step("RCPT TO", policy.Recipients(id, len(q.To), r.Server.Recipients))
 	if h := q.identity(); len(h.From)+len(h.ResentFrom) > 0 {
 		e.step("header", policy.Header(id, h))
 	}
+	return nil
+}
+
+// recipient says what a pattern or the suppression list has to say about a recipient, if anything.
+func (e *Message) recipient(ctx context.Context, r Relay, id auth.Identity, to smtp.Address) error {
+	v := policy.Recipient(id, to)
+	if v.Rule != "" {
+		e.step("RCPT TO:<"+to.String()+">", v)
+	}
+	user := id.UserID
+	if id.Suppressed == auth.IgnoreSuppressed {
+		user = 0
+	}
+	entry, err := suppression.Find(ctx, r.Pool, user, to)
+	if err != nil || entry == nil || !v.Allowed {
+		return err
+	}
+	v = policy.Verdict{Rule: entry.Rule(), Reply: entry.Refusal()}
+	if id.Suppressed == auth.AcceptSuppressed && !entry.IsPattern() {
+		v = policy.Verdict{Allowed: true, Rule: entry.Rule() + ", accepted to fail"}
+	}
+	e.step("RCPT TO:<"+to.String()+">", v)
+	return nil
 }
 
 // limits asks the queue whether the message fits.

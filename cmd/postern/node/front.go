@@ -107,7 +107,7 @@ func (f *front) build(ctx context.Context, next *back) error {
 	s := f.node.Config.Submission
 	cfg := submission.Config{
 		Hostname: f.node.hostname, Listeners: f.listeners, Certificates: f.certs,
-		Verifier: f.verifier, Current: f.verifier, Sessions: f.sessions,
+		Verifier: f.verifier, Current: f.verifier, Sessions: f.sessions, Suppression: f.node.suppressing.list,
 		Queue: f.node.queue, Log: f.node.mail, System: f.node.Log, Guard: f.node.guard, TempDir: s.SpoolDir, HideClient: !s.ShowClientAddress,
 		Limits: f.limits(), Keys: f.node.signing.ring,
 	}
@@ -130,7 +130,8 @@ func (f *front) limits() submission.Limits {
 		Commands: s.Commands, BadCommands: s.BadCommands, FailedAuths: s.AuthFailures,
 		Recipients: s.Recipients, MessageSize: int64(s.MessageSize), HeaderSize: int(s.HeaderSize),
 		Session: time.Duration(s.SessionTime), Idle: time.Duration(s.IdleTime),
-		DataRate: int64(s.MinDataRate), Memory: int64(s.Memory), TempFiles: int64(s.Spool),
+		Duplicates: time.Duration(f.node.Config.Queue.Duplicates),
+		DataRate:   int64(s.MinDataRate), Memory: int64(s.Memory), TempFiles: int64(s.Spool),
 	}
 }
 

@@ -3,6 +3,7 @@ package node
 import (
 	"runtime"
 	"sync/atomic"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
@@ -59,7 +60,11 @@ func (n *Node) registerParts() {
 	admin.Register(r, nil, n.guard.Caught, []admin.Reading[int64]{
 		{Name: "postern_panics_total", Help: "Defects of Postern that were met outside of sessions and attempts, and survived.", Counter: true, Value: number[int64]},
 	})
+	admin.Register(r, nil, n.marker.HeldFor, []admin.Reading[time.Duration]{
+		{Name: "postern_feed_held_seconds", Help: "For how long a transaction that is open has held back the feed of events.", Value: time.Duration.Seconds},
+	})
 	admin.RegisterDKIM(r, n.signing.ring.List)
+	n.suppressing.register(r)
 	if n.front != nil {
 		n.front.register(r)
 	}
@@ -121,6 +126,8 @@ var submissionReadings = []admin.Reading[submission.Stats]{
 		Value: of(func(s submission.Stats) int64 { return s.AcceptErrors })},
 	{Name: "postern_tls_handshake_failures_total", Help: "TLS handshakes with clients that failed.", Counter: true,
 		Value: of(func(s submission.Stats) int64 { return s.HandshakeFailures })},
+	{Name: "postern_recipients_suppressed_total", Help: "Recipients that were refused, or accepted to fail, because of the suppression list.", Counter: true,
+		Value: of(func(s submission.Stats) int64 { return s.Suppressed })},
 	{Name: "postern_protocol_violations_total", Help: "Attempts at injection and smuggling, and octets that came out of turn.", Counter: true,
 		Value: of(func(s submission.Stats) int64 { return s.Violations })},
 	{Name: "postern_session_panics_total", Help: "Sessions that ended by a defect of Postern.", Counter: true,

@@ -18,6 +18,7 @@ import (
 	"postern/internal/pg"
 	"postern/migrations"
 	"postern/relay/anomaly"
+	"postern/relay/feed"
 	"postern/relay/maillog"
 	"postern/relay/queue"
 	"postern/relay/queue/desk"
@@ -55,11 +56,13 @@ type Node struct {
 	front  *front // accepts mail; nil with --only delivery
 	back   *back  // sends it on; nil with --only submission
 
-	keys      sealing
-	signing   signing
-	queue     *queue.Queue
-	anomaly   *anomaly.Detector
-	retention *retention.Retention
+	keys        sealing
+	signing     signing
+	suppressing suppressing
+	queue       *queue.Queue
+	anomaly     *anomaly.Detector
+	retention   *retention.Retention
+	marker      *feed.Marker
 
 	metrics    *metrics // nil without an admin address, as the next
 	admin      *adminPages
@@ -235,6 +238,9 @@ func (n *Node) buildQueue(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := n.buildSuppression(ctx); err != nil {
+		return err
+	}
 	q := n.Config.Queue
 	suspect := func(err error) bool { return n.queue.Suspect(err) }
 	n.anomaly = anomaly.New(anomaly.Config{Pool: workPool, Log: n.Log, Guard: n.guard, Trouble: suspect})
@@ -242,6 +248,7 @@ func (n *Node) buildQueue(ctx context.Context) error {
 		Pool: workPool, Log: n.Log, Guard: n.guard, Trouble: suspect,
 		History: time.Duration(q.History), Correspondents: time.Duration(n.Config.Retention.Correspondents),
 	})
+	n.marker = feed.NewMarker(workPool, n.Log, n.guard)
 	n.queue = queue.New(queue.Config{
 		EnqueuePool: enqueuePool, WorkPool: workPool, Node: n.name, Log: n.Log, Guard: n.guard,
 		Lifetime: time.Duration(q.Lifetime), DelayNotice: time.Duration(q.DelayNotice),
@@ -251,7 +258,7 @@ func (n *Node) buildQueue(ctx context.Context) error {
 		DiskFree: n.diskFree(),
 		Near:     n.nearLimit(workPool),
 		Observer: n.metrics.queueObserver(),
-		Watcher:  n.anomaly, LargeStored: n.retention.LargeStored,
+		Watcher:  n.anomaly, LargeStored: n.retention.LargeStored, Suppressed: n.suppressing.list,
 		HoldMade: n.held(workPool, n.mail.Hold), HoldEnded: n.held(workPool, n.mail.Released),
 	})
 	if err := n.openKeys(ctx, workPool); err != nil {
@@ -315,6 +322,8 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	n.anomaly.Start()
 	n.retention.Start()
+	n.startSuppression()
+	n.marker.Start(startCtx)
 	n.startKeys()
 	if err := n.startSigning(startCtx); err != nil {
 		return err
@@ -332,6 +341,8 @@ func (n *Node) start(ctx context.Context) error {
 func (n *Node) closeQueue(ctx context.Context) error {
 	n.anomaly.Close()
 	n.retention.Close()
+	n.suppressing.close()
+	n.marker.Close()
 	n.signing.close()
 	n.keys.close()
 	return n.queue.Close(ctx)

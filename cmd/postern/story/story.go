@@ -1,6 +1,7 @@
 package story
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -82,6 +83,12 @@ func (s *Story) Print(w io.Writer) error {
 	t.Add("client", screen.OrDash(m.ClientAddr)+" "+screen.OrDash(m.ClientHello)+" "+screen.OrDash(m.TLS))
 	if m.Rule != "" {
 		t.Add("rule", m.Rule)
+	}
+	if len(m.Tags) > 0 {
+		t.Add("tags", strings.Join(m.Tags, " "))
+	}
+	if m.Metadata != nil {
+		t.Add("metadata", metadataText(m.Metadata))
 	}
 	if len(m.Usage) > 0 {
 		t.Add("used", usageText(m.Usage))
@@ -219,6 +226,15 @@ func addLeft(t *screen.Table, recipient string, list []queue.LeftWay) {
 	for _, l := range list {
 		t.Add(screen.LocalTime(l.At), "-", recipient, withScope("left", l.Scope), l.Way, screen.OrDash(l.Host), "-", "-", l.Reply)
 	}
+}
+
+// metadataText writes an application's metadata in one line.
+func metadataText(object any) string {
+	b, err := json.Marshal(object)
+	if err != nil {
+		return "-"
+	}
+	return string(b)
 }
 
 func withScope(result, scope string) string {

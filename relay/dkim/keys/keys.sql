@@ -59,5 +59,9 @@ update dkim_domain set next_look_at = @now where domain = @domain
 -- Removes a domain that has no keys any more.
 delete from dkim_domain where domain = @domain and not exists (select from dkim_key k where k.domain = @domain)
 
+-- name: tell
+-- Tells the feed of events.
+insert into event (kind, object, detail) select 'dkim.key', @domain, jsonb_build_object('selector', @selector::text, 'change', @change::text)
+
 -- name: changed
 update dkim_version set n = n + 1

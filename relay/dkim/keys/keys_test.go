@@ -203,6 +203,11 @@ func TestPublication(t *testing.T) {
 	if !strings.Contains(s.log.String(), "DKIM key is active") {
 		t.Errorf("the log has %s", s.log)
 	}
+	var events string
+	must(t, s.db.Pool.QueryRow(t.Context(), `select string_agg(kind || ' ' || object || ' ' || (detail->>'selector') || ' ' || (detail->>'change'), ', ') from event`).Scan(&events))
+	if events != "dkim.key shop.test "+key.Selector+" is active" {
+		t.Errorf("events: %s", events)
+	}
 }
 
 // TestRecordGoes: a record that is gone ends the signing with its key, servers that do not answer

@@ -242,6 +242,11 @@ func (r *Ring) record(ctx context.Context, v visit, looks map[string]look, fresh
 				list = append(list, m.Key)
 			}
 		}
+		for _, c := range changes {
+			if _, err := tx.Exec(ctx, sqlTell, v.domain, c.selector, c.what); err != nil {
+				return err
+			}
+		}
 		if changes != nil {
 			if _, err := tx.Exec(ctx, sqlChanged); err != nil {
 				return err

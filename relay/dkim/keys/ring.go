@@ -40,6 +40,7 @@ var (
 	sqlSetEvery     = texts.Bind("set_every", "domain", "days")
 	sqlHurry        = texts.Bind("hurry", "domain", "now")
 	sqlRemoveDomain = texts.Bind("remove_domain", "domain")
+	sqlTell         = texts.Bind("tell", "domain", "selector", "change")
 	sqlChanged      = texts.Bind("changed")
 )
 

@@ -140,6 +140,8 @@ type Accepted struct {
 	Usage        []Use      `json:"usage,omitempty"` // of its limits, with this message
 	Node         string     `json:"node"`
 	VoidedAt     *time.Time `json:"voided_at,omitempty"` // refused after all
+	Tags         []string   `json:"tags,omitempty"`      // of the application, as is Metadata
+	Metadata     any        `json:"metadata,omitempty"`
 }
 
 // Use is what was used of a limit.
@@ -277,7 +279,7 @@ func show(ctx context.Context, tx pgx.Tx, id queue.ID) (*History, error) {
 	var sender addressColumns
 	m := &h.Message
 	err := tx.QueryRow(ctx, sqlAccepted, id).Scan(&m.ID, &m.UserID, &m.CredentialID, &sender.local, &sender.domain, &m.Size,
-		&m.Recipients, &m.MessageID, &m.EnvID, &m.AcceptedAt, &m.ClientAddr, &m.ClientHello, &m.Listener, &m.TLS, &m.Rule, &m.Usage, &m.Node, &m.VoidedAt)
+		&m.Recipients, &m.MessageID, &m.EnvID, &m.AcceptedAt, &m.ClientAddr, &m.ClientHello, &m.Listener, &m.TLS, &m.Rule, &m.Usage, &m.Node, &m.VoidedAt, &m.Tags, &m.Metadata)
 	unknown := errors.Is(err, pgx.ErrNoRows)
 	if err != nil && !unknown {
 		return nil, fmt.Errorf("show message: %w", err)

@@ -25,7 +25,7 @@ select count(*) from recipient where stays_with = @way and state = 'waiting'
 
 -- name: accepted
 select id, user_id, credential_id, sender_local, sender_domain, size, recipients, header_id, envid, sane_time(accepted_at), client_addr,
-	client_hello, listener, tls, rule, usage, node, sane_time(voided_at)
+	client_hello, listener, tls, rule, usage, node, sane_time(voided_at), coalesce(tags, '{}'), metadata
 from message where id = @id
 
 -- name: events

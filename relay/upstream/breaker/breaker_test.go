@@ -3,6 +3,7 @@ package breaker
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -225,6 +226,11 @@ func TestAllNodes(t *testing.T) {
 	}
 	if probes != 2 || c.asked != "a@example.com" {
 		t.Errorf("%d probes, asked for %q", probes, c.asked)
+	}
+	var told string
+	if err := c.db.Pool.QueryRow(t.Context(), `select string_agg(kind || ' ' || object || ' ' || (detail->>'node'), ', ' order by id) from event`).Scan(&told); err != nil ||
+		!regexp.MustCompile(`^breaker.open out 0, breaker.closed out [0-2]$`).MatchString(told) {
+		t.Errorf("events: %s, %v", told, err)
 	}
 	if c.log.Count("upstream opened") != 1 || c.log.Count("upstream closed") != 1 {
 		t.Errorf("log: %s", c.log)

@@ -12,7 +12,7 @@ from upstream u left join upstream_breaker b on b.upstream = u.name order by u.n
 -- Succeeds if it was closed, and another node has not just found that this one's own trouble kept
 -- the upstream from it. One that a probe closed a moment ago goes on with its waits. A probe that
 -- is under way counts no more.
-insert into upstream_breaker as b (upstream, opening, opened_at, opened_by, stage, scope, reply, sender, account, past_probe, failures, next_probe_at)
+with opened as (insert into upstream_breaker as b (upstream, opening, opened_at, opened_by, stage, scope, reply, sender, account, past_probe, failures, next_probe_at)
 select name, 1, clock_timestamp(), @node, @stage, @scope, @reply, @sender, @account, @past_probe, 0, clock_timestamp() + (@waits::interval[])[1]
 from upstream where name = @upstream
 on conflict (upstream) do update set opening = b.opening + 1, opened_at = excluded.opened_at, opened_by = excluded.opened_by,
@@ -24,7 +24,10 @@ on conflict (upstream) do update set opening = b.opening + 1, opened_at = exclud
 	lease = b.lease + 1, holder = '', lease_until = null
 where b.opened_at is null
 	and (@account or b.opened_by <> @node or b.closed_by = @node or b.closed_at <= clock_timestamp() - @recently::interval)
-returning b.opening
+returning b.opening),
+told as (insert into event (kind, object, detail)
+	select 'breaker.open', @upstream, jsonb_build_object('node', @node::text, 'stage', @stage::text, 'scope', @scope::text, 'reply', @reply::text) from opened)
+select opening from opened
 
 -- name: take
 -- Succeeds for one node of all, when the probe is due. A paused upstream is left alone.
@@ -51,10 +54,12 @@ returning lease
 
 -- name: close
 -- A probe closes by its lease, a delivery the opening that it knew.
-update upstream_breaker set opened_at = null, next_probe_at = null, closed_at = clock_timestamp(), closed_by = @node,
+with closed as (update upstream_breaker set opened_at = null, next_probe_at = null, closed_at = clock_timestamp(), closed_by = @node,
 	by_probe = @lease <> 0, lease = lease + 1, holder = '', lease_until = null
 where upstream = @upstream and opened_at is not null and (lease = @lease or @lease = 0 and opening = @opening)
-returning opening
+returning opening),
+told as (insert into event (kind, object, detail) select 'breaker.closed', @upstream, jsonb_build_object('node', @node::text, 'by_probe', @lease <> 0) from closed)
+select opening from closed
 
 -- name: hurry
 select hurry_breaker(@upstream)

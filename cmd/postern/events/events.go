@@ -1,0 +1,124 @@
+package events
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"postern/cmd/postern/screen"
+	"postern/internal/pg"
+	"postern/relay/feed"
+)
+
+// poll is how long a follower waits for more; while the database does not answer, longer.
+const (
+	poll    = 500 * time.Millisecond
+	trouble = 3 * time.Second
+)
+
+// Listing is what is printed, and how.
+type Listing struct {
+	Filter feed.Filter
+	After  feed.Cursor
+	Follow bool // wait for more until ctx ends
+	Limit  int  // events at most; 0 for all
+	JSON   bool
+	Out    io.Writer
+	Warn   func(error) // of what does not end a follower
+
+	flags flags
+}
+
+// Print prints events. A follower whose database stops answering goes on when it answers again. The
+// errors are those of finding its beginning, of feed.Read before the first page, feed.GoneError, and Out's.
+func (l *Listing) Print(ctx context.Context, db pg.DB) error {
+	if err := l.find(ctx, db); err != nil {
+		return err
+	}
+	printed, begun, warned := 0, false, false
+	for {
+		page, err := feed.Read(ctx, db, l.After, l.Filter)
+		var gone *feed.GoneError
+		switch {
+		case l.Follow && ctx.Err() != nil:
+			return nil
+		case err == nil:
+			begun, warned = true, false
+		case !l.Follow || !begun || errors.As(err, &gone):
+			return err
+		default:
+			if !warned {
+				l.Warn(err)
+			}
+			warned = true
+		}
+		for i := range page.Events {
+			if l.Limit > 0 && printed == l.Limit {
+				return nil
+			}
+			if err := l.print(&page.Events[i]); err != nil {
+				return err
+			}
+			printed++
+		}
+		if err == nil {
+			l.After = page.Next
+		}
+		if !l.Follow && !page.More || l.Limit > 0 && printed == l.Limit {
+			return nil
+		}
+		if !page.More {
+			wait(ctx, err)
+		}
+	}
+}
+
+func wait(ctx context.Context, err error) {
+	pause := poll
+	if err != nil {
+		pause = trouble
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(pause):
+	}
+}
+
+func (l *Listing) print(e *feed.Event) error {
+	if !l.JSON {
+		_, err := fmt.Fprintln(l.Out, screen.Printable(text(e)))
+		return err
+	}
+	enc := json.NewEncoder(l.Out)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(e)
+}
+
+// text is the line of an event for people.
+func text(e *feed.Event) string {
+	words := []string{screen.LocalTime(e.At), fmt.Sprintf("%-14s", e.Kind)}
+	if e.Message != nil {
+		words = append(words, e.Message.ID.String())
+	}
+	for _, word := range []string{e.User, e.Actor, e.Action, e.Object, e.Recipient} {
+		if word != "" {
+			words = append(words, word)
+		}
+	}
+	if e.Message != nil && e.Recipient == "" {
+		words = append(words, "to "+screen.Few(e.Message.Recipients))
+	}
+	if r := e.Reply; r != nil {
+		for _, word := range []string{strings.TrimPrefix(strconv.Itoa(r.Code), "0"), r.Enhanced, r.Text} {
+			if word != "" {
+				words = append(words, word)
+			}
+		}
+	}
+	return strings.Join(words, "  ")
+}

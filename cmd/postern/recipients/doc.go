@@ -1,0 +1,3 @@
+// Package recipients has the commands about recipients that get no mail: the suppression list,
+// and the patterns of users and credentials.
+package recipients
