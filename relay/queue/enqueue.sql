@@ -33,7 +33,7 @@ m as (
 		u.recipients - case when @judged then case when exists (select from judged v where v.n >= 0)
 			then (select count(*) from judged v where v.id = u.id and v.n >= 0) else 0 end else 0 end,
 		u.rule, u.body_hash, nullif(u.tags, '')::text[], nullif(u.metadata, '')::jsonb,
-		@node, case when @judged then (select v.usage from judged v where v.id = u.id and v.usage is not null) end
+		@node, case when @judged then case when exists (select from judged) then (select v.usage from judged v where v.id = u.id and v.usage is not null) end end
 	from unnest(@id::uuid[], @user_id::bigint[], @credential_id::bigint[], @sender_local::text[], @sender_domain::text[], @size::bigint[],
 			@body_type::text[], @utf8::boolean[], @eight_bit::boolean[], @ret::text[], @envid::text[], @header_id::text[],
 			@accepted_at::timestamptz[], @client_addr::text[], @client_hello::text[], @listener::text[], @tls::text[], @tls_need::text[], @recipients::int[],
@@ -41,14 +41,14 @@ m as (
 		u(id, user_id, credential_id, sender_local, sender_domain, size, body_type, utf8, eight_bit, ret, envid, header_id,
 			accepted_at, client_addr, client_hello, listener, tls, tls_need, recipients, rule, body_hash, tags, metadata)
 	where (@again or exists (select from fence))
-		and (not @judged or u.id not in (select v.id from judged v where v.refused))
+		and (not @judged or not exists (select from judged) or u.id not in (select v.id from judged v where v.refused))
 		and (not @again or (select stored.id from message stored where stored.id = u.id) is null)
 	returning id),
 b as (
 	insert into body (message_id, n, chunk)
 	select u.* from unnest(@body_id::uuid[], @body_n::int[], @chunk::bytea[]) u(id, n, chunk)
 	where (@again or exists (select from fence))
-		and (not @judged or u.id not in (select v.id from judged v where v.refused))
+		and (not @judged or not exists (select from judged) or u.id not in (select v.id from judged v where v.refused))
 		and (not @again or u.id in (select m.id from m))),
 r as (
 	insert into recipient (message_id, n, user_id, dot_possible, tell, notify, domain_key, local, domain, orcpt_type, orcpt, owner, expires_at)
@@ -58,17 +58,20 @@ r as (
 			@domain_key::text[], @local::text[], @domain::text[], @orcpt_type::text[], @orcpt::text[])
 		u(message, n, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
 	where (@again or exists (select from fence))
-		and (not @judged or (@id::uuid[])[u.message] not in (select v.id from judged v where v.refused)
+		and (not @judged or not exists (select from judged) or (@id::uuid[])[u.message] not in (select v.id from judged v where v.refused)
 			and ((@id::uuid[])[u.message], u.n) not in (select v.id, v.n from judged v where v.n is not null))
 		and (not @again or (@id::uuid[])[u.message] in (select m.id from m)))
 select (select count(*) from m), durably(),
 	case when exists (select from hold) then (select array_agg(h.id) from h) end,
-	case when @judged then (select array_agg(v.charge order by v.charge) from judged v where v.charge is not null and v.refused) end,
-	case when @judged then (select array_agg(v.used order by v.charge) from judged v where v.charge is not null and v.refused) end,
-	case when @judged then (select array_agg(v.retry_at order by v.charge) from judged v where v.charge is not null and v.refused) end,
-	case when @judged then (select array_agg(v.charge order by v.charge) from judged v where v.id is null) end,
-	case when @judged then (select array_agg(v.used order by v.charge) from judged v where v.id is null) end,
-	case when @judged then (select array_agg(v.id order by v.id, v.n) from judged v where v.n is not null) end,
-	case when @judged then (select array_agg(v.n order by v.id, v.n) from judged v where v.n is not null) end,
-	case when @judged then (select array_agg(v.first order by v.id, v.n) from judged v where v.n is not null) end,
+	a.refused, a.used, a.retry_at, a.near, a.near_used, a.copied, a.copied_n, a.first,
 	case when @again then pg_logical_emit_message(true, 'postern', 'a commit in doubt, again')::text end
+from (values (1)) one left join lateral (
+	select array_agg(v.charge order by v.charge) filter (where v.charge is not null and v.refused) as refused,
+		array_agg(v.used order by v.charge) filter (where v.charge is not null and v.refused) as used,
+		array_agg(v.retry_at order by v.charge) filter (where v.charge is not null and v.refused) as retry_at,
+		array_agg(v.charge order by v.charge) filter (where v.id is null) as near,
+		array_agg(v.used order by v.charge) filter (where v.id is null) as near_used,
+		array_agg(v.id order by v.id, v.n) filter (where v.n is not null) as copied,
+		array_agg(v.n order by v.id, v.n) filter (where v.n is not null) as copied_n,
+		array_agg(v.first order by v.id, v.n) filter (where v.n is not null) as first
+	from judged v) a on @judged

@@ -306,7 +306,7 @@ func TestCancelledStandbyWait(t *testing.T) {
 	cancelled := 0
 	eventually(t, "the enqueue ends", func() bool {
 		cancelled += count(t, db, `select count(*) from (select pg_cancel_backend(pid) from pg_stat_activity
-			where wait_event = 'SyncRep' and query like '%recipient%unnest%') x`)
+			where wait_event = 'SyncRep' and (query like '%Inserts nothing if the epoch%' or query like '%with fence as%')) x`)
 		return len(result) > 0
 	})
 	if err := <-result; err == nil {
