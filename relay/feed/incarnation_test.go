@@ -179,7 +179,7 @@ func moved(t *testing.T, conn *pgx.Conn) (n int) {
 // A standby that was behind is promoted, and gives numbers again that the reader has seen.
 func TestReadAfterPromotion(t *testing.T) {
 	t.Parallel()
-	primary := pgtest.Server(t, pgserver.Config{Unsafe: true})
+	primary := pgtest.Server(t, pgserver.Config{})
 	db := marked(t, pgtest.On(t, primary))
 	before := connect(t, db.URL)
 	exec(t, before, insertMessage, 1, 3)
@@ -189,7 +189,7 @@ func TestReadAfterPromotion(t *testing.T) {
 	exec(t, before, insertMessage, 4, 6) // lost
 	_, at := behind(t, before, Cursor{})
 
-	promoted := pgtest.Server(t, pgserver.Config{Dir: dir, Unsafe: true})
+	promoted := pgtest.Server(t, pgserver.Config{Dir: dir})
 	after := connect(t, promoted.DatabaseURL(must1(pgx.ParseConfig(db.URL)).Database))
 	exec(t, after, `select pg_promote()`)
 	exec(t, after, insertMessage, 7, 8)
