@@ -72,7 +72,7 @@ var arrows = map[string]string{
 	"cmd/postern/receiver":  "relay/dkim relay/dkim/keys relay/resolver",
 	"cmd/postern/account":   "auth internal/refusal internal/units cmd/postern/handout cmd/postern/screen cmd/postern/story relay/queue relay/queue/desk",
 	"cmd/postern/smarthost": "cmd/postern/account cmd/postern/explain cmd/postern/screen cmd/postern/secret internal/refusal internal/units relay/dkim relay/upstream relay/upstream/breaker relay/upstream/budget relay/upstream/oauth",
-	"cmd/postern/trust":     "cmd/postern/screen internal/units relay/connect relay/dkim/keys relay/transport",
+	"cmd/postern/trust":     "cmd/postern/screen internal/units relay/connect relay/dkim/keys relay/resolver relay/transport",
 	"cmd/postern/database":  "cmd/postern/config cmd/postern/screen internal/pg internal/pgserver migrations",
 	"cmd/postern/demo":      "auth cmd/postern/config cmd/postern/database cmd/postern/node cmd/postern/screen internal/capture internal/owned internal/pgserver migrations relay/certificate relay/queue relay/route relay/smtp relay/upstream internal/refusal",
 	"cmd/postern/explain":   "auth cmd/postern/config cmd/postern/screen internal/refusal internal/units policy policy/quota relay/route relay/seal relay/smtp relay/submission relay/upstream relay/upstream/breaker relay/upstream/budget cmd/postern/receiver cmd/postern/trust relay/connect relay/dkim relay/dkim/keys relay/suppression",

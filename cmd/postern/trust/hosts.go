@@ -10,6 +10,7 @@ import (
 
 	"postern/cmd/postern/screen"
 	"postern/relay/connect"
+	"postern/relay/resolver"
 	"postern/relay/transport"
 )
 
@@ -19,6 +20,7 @@ type Domain struct {
 	Override  *transport.Override `json:"override"`
 	STS       *transport.Kept     `json:"mta_sts"`
 	Validated bool                `json:"mx_validated"`
+	NoDANE    bool                `json:"dane_off,omitempty"` // a name server does not validate, or is not trusted
 	Hosts     []Host              `json:"hosts"`
 }
 
@@ -38,6 +40,10 @@ func Look(ctx context.Context, pool *pgxpool.Pool, cfg connect.Config, domain st
 	var err error
 	if shown.Hosts, shown.Validated, err = Hosts(ctx, cfg, domain); err != nil {
 		return nil, err
+	}
+	for _, server := range cfg.DNS.Servers() {
+		v, _ := cfg.DNS.Validation(ctx, server)
+		shown.NoDANE = shown.NoDANE || v == resolver.Blind || v == resolver.Untrusted
 	}
 	overrides, err := transport.Overrides(ctx, pool, domain, 1)
 	if err != nil {
@@ -104,6 +110,9 @@ func (d *Domain) Print(out io.Writer) error {
 	}
 	validated := map[bool]string{true: "validated by DNSSEC", false: "not validated by DNSSEC"}
 	t.Add("mx records", validated[d.Validated])
+	if d.NoDANE {
+		t.Add("dane", "off: 'postern check --only dns' says why")
+	}
 	if err := t.Print(out); err != nil {
 		return err
 	}

@@ -51,6 +51,29 @@ func policies(t *testing.T) (cfg connect.Config) {
 	return cfg
 }
 
+// Where the name server does not validate, the mail hosts are shown as what they are, and that DANE is off.
+func TestDomainWithoutValidation(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	for blind, want := range map[bool]string{true: "dane off: 'postern check --only dns' says why", false: ""} {
+		zones := &dnstest.Zones{}
+		zones.AddMX("dane.test", 10, "mx.dane.test")
+		zones.AddHost("mx.dane.test", "192.0.2.1")
+		if zones.Sign("dane.test"); blind {
+			zones.Blind()
+		}
+		cfg := connect.Config{DNS: zones.Resolver(), LookupTime: time.Minute}
+		shown, err := Look(t.Context(), db.Pool, cfg, "dane.test")
+		var out bytes.Buffer
+		if err != nil || shown.Print(&out) != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(strings.Fields(out.String()), " "); strings.Contains(got, "dane off") != blind || !strings.Contains(got, want) {
+			t.Errorf("blind %t:\n%s", blind, &out)
+		}
+	}
+}
+
 // Each source of a policy has its words, and a host that gets no mail says why.
 func TestHosts(t *testing.T) {
 	t.Parallel()
