@@ -102,6 +102,10 @@ type Message struct {
 	Credential string    `json:"credential,omitempty"`
 	Size       int64     `json:"size"` // octets
 	Recipients []string  `json:"recipients,omitempty"`
+
+	// Of the sender's application (docs/tags.md): Metadata is a JSON object.
+	Tags     []string        `json:"tags,omitempty"`
+	Metadata json.RawMessage `json:"metadata,omitempty"`
 }
 
 // Reply is an SMTP reply. Code is 0 where no server gave one.

@@ -154,12 +154,13 @@ type row struct {
 	attempt                    int
 	next                       *time.Time
 	actor, action, object      string
-	detail                     *string
+	tags                       []string
+	metadata, detail           *string
 }
 
 func (r *row) scan(rows pgx.Rows) error {
 	return rows.Scan(&r.feedAt, &r.source, &r.key, &r.at, &r.id, &r.kind, &r.fenced, &r.unknown, &r.duplicate,
-		&r.userID, &r.user, &r.label, &r.headerID, &r.sender.Local, &r.sender.Domain, &r.size, &r.known, &r.locals, &r.domains,
+		&r.userID, &r.user, &r.label, &r.headerID, &r.sender.Local, &r.sender.Domain, &r.size, &r.tags, &r.metadata, &r.known, &r.locals, &r.domains,
 		&r.rcpt.Local, &r.rcpt.Domain, &r.reply.Code, &r.reply.Enhanced, &r.reply.Text,
 		&r.scope, &r.upstream, &r.remote.Host, &r.remote.Address, &r.remote.TLS, &r.node,
 		&r.attempt, &r.next, &r.actor, &r.action, &r.object, &r.detail)
@@ -203,12 +204,15 @@ func (r *row) event() Event {
 }
 
 func (r *row) message() *Message {
-	m := &Message{Credential: r.label, HeaderID: r.headerID, Size: r.size}
+	m := &Message{Credential: r.label, HeaderID: r.headerID, Size: r.size, Tags: r.tags}
 	if r.id != nil {
 		m.ID = *r.id
 	}
 	if r.known {
 		m.Sender = r.sender.String()
+	}
+	if r.metadata != nil {
+		m.Metadata = json.RawMessage(*r.metadata)
 	}
 	return m
 }

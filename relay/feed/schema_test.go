@@ -106,7 +106,7 @@ func TestSchema(t *testing.T) {
 	exec(t, db.Pool, `insert into app_user (name) values ('alice@example.com')`)
 	exec(t, db.Pool, `insert into credential (user_id, kind, hash, label) select id, 'secret', '', 'printer' from app_user`)
 	exec(t, db.Pool, insertMessage, 1, 1)
-	exec(t, db.Pool, `update message set user_id = (select id from app_user), credential_id = (select id from credential)`)
+	exec(t, db.Pool, `update message set user_id = (select id from app_user), credential_id = (select id from credential), tags = '{invoice}', metadata = '{"order": 7}'`)
 	exec(t, db.Pool, `insert into recipient (message_id, n, user_id, expires_at, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
 		select id_of(1), n, 1, now() + interval '1 day', 0, 0, 'x', 'bob' || n, 'example.net', '', '' from generate_series(0, 1) n`)
 	exec(t, db.Pool, fullHistory, slices.Sorted(maps.Keys(ofResult)))
