@@ -21,7 +21,7 @@ func transportFaults() []fault {
 		{"transport.ok", "no override", nothing},
 		{"transport.ending", fmt.Sprintf("its policy ends on %s, and cannot be renewed since %s: its answer is 404", screen.LocalTime(end), screen.LocalTime(since)), ending(transport.Enforce)},
 		{"transport.ending", fmt.Sprintf("its policy ended on %s, and could not be renewed since", screen.LocalTime(end)), ending("")},
-		{"transport.override", fmt.Sprintf("encrypted until %s: their key (root)", screen.LocalTime(end)),
+		{"transport.override", fmt.Sprintf("encrypted until %s, by root: their key", screen.LocalTime(end)),
 			func(_ *testing.T, p *patient) { p.view.overrides = []transport.Override{override} }},
 		{"transport.more", "the first 20 are shown", func(_ *testing.T, p *patient) {
 			for range mostPolicies + 1 {
