@@ -73,46 +73,24 @@ choice, use 'user passwd'.`,
 }
 
 func (a *app) credentialSetCmd() *cobra.Command {
-	var duplicates, suppressed string
-	cmd := &cobra.Command{
-		Use:   "set ID",
-		Short: "change what becomes of mail that is sent with a credential",
-		Long: `Sets how long copies of what comes by a credential are recognised (--duplicates), and what
-becomes of a suppressed recipient (--suppressed, see 'postern suppression'): refuse it at RCPT,
-accept it and tell the sender by a notice, or ignore the user's entries, for mail such as
-security alerts.`,
-		Example: "  postern credential set 12 --duplicates 10m --suppressed ignore",
-		Args:    one("number", "the number of a credential"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := parseCredential(args[0])
-			if err != nil {
-				return err
-			}
-			var span *time.Duration
-			if duplicates != "" {
-				if span, err = account.ParseDuplicates(duplicates); err != nil {
-					return usagef("%v", err)
-				}
-			}
-			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
-				err := users.together(ctx, func(store *auth.Store, _ *desk.Admin) (whose []int64, err error) {
-					var c auth.Credential
-					if duplicates != "" {
-						c, err = store.SetDuplicates(ctx, id, span)
-					}
-					if err == nil && suppressed != "" {
-						c, err = store.SetSuppressed(ctx, id, auth.Suppressed(suppressed))
-					}
-					return []int64{c.UserID}, err
-				})
-				if err == nil {
-					_, err = fmt.Fprintf(a.stdout, "changed credential %d\n", id)
-				}
-				return err
+	cmd, change := account.MailCommand()
+	cmd.Args = one("number", "the number of a credential")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		id, err := parseCredential(args[0])
+		if err != nil {
+			return err
+		}
+		return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+			err := users.together(ctx, func(store *auth.Store, _ *desk.Admin) ([]int64, error) {
+				c, err := change(ctx, store, id)
+				return []int64{c.UserID}, err
 			})
-		},
+			if err == nil {
+				_, err = fmt.Fprintf(a.stdout, "changed credential %d\n", id)
+			}
+			return err
+		})
 	}
-	account.MailFlags(cmd, &duplicates, &suppressed)
 	return cmd
 }
 

@@ -1,23 +1,46 @@
 package account
 
 import (
-	"fmt"
+	"context"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"postern/auth"
+	"postern/internal/refusal"
 	"postern/internal/units"
 )
 
-// MailFlags adds the flags about mail by a credential, of which one must be given.
-func MailFlags(cmd *cobra.Command, duplicates, suppressed *string) {
+// MailCommand is 'credential set' without what it runs. Change does to a credential what its flags say.
+func MailCommand() (cmd *cobra.Command, change func(context.Context, *auth.Store, int64) (auth.Credential, error)) {
+	var duplicates, suppressed string
+	cmd = &cobra.Command{
+		Use:   "set ID",
+		Short: "change what becomes of mail that is sent with a credential",
+		Long: `Sets how long copies of what comes by a credential are recognised (--duplicates), and what
+becomes of a suppressed recipient (--suppressed, see 'postern suppression'): refuse it at RCPT,
+accept it and tell the sender by a notice, or ignore the user's entries, for mail such as
+security alerts.`,
+		Example: "  postern credential set 12 --duplicates 10m --suppressed ignore",
+	}
 	words := []string{string(auth.RefuseSuppressed), string(auth.AcceptSuppressed), string(auth.IgnoreSuppressed)}
-	cmd.Flags().StringVar(duplicates, "duplicates", "", "`SPAN` such as 10m, off, or default for [queue] duplicates of the configuration")
-	cmd.Flags().StringVar(suppressed, "suppressed", "", "`WHAT` becomes of suppressed recipients: "+strings.Join(words, ", "))
+	cmd.Flags().StringVar(&duplicates, "duplicates", "", "`SPAN` such as 10m, off, or default for queue.duplicates of the configuration")
+	cmd.Flags().StringVar(&suppressed, "suppressed", "", "`WHAT` becomes of suppressed recipients: "+strings.Join(words, ", "))
 	cmd.MarkFlagsOneRequired("duplicates", "suppressed")
 	_ = cmd.RegisterFlagCompletionFunc("suppressed", cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
+	return cmd, func(ctx context.Context, store *auth.Store, id int64) (c auth.Credential, err error) {
+		if cmd.Flags().Changed("duplicates") {
+			var span *time.Duration
+			if span, err = parseDuplicates(duplicates); err == nil {
+				c, err = store.SetDuplicates(ctx, id, span)
+			}
+		}
+		if err == nil && cmd.Flags().Changed("suppressed") {
+			c, err = store.SetSuppressed(ctx, id, auth.Suppressed(suppressed))
+		}
+		return c, err
+	}
 }
 
 // DuplicatesText writes how long copies of mail are recognised.
@@ -31,8 +54,8 @@ func DuplicatesText(span *time.Duration) string {
 	return units.FormatSpan(*span)
 }
 
-// ParseDuplicates reads what DuplicatesText writes, and other spans of up to 7 days.
-func ParseDuplicates(s string) (*time.Duration, error) {
+// parseDuplicates reads what DuplicatesText writes, and other spans of up to 7 days.
+func parseDuplicates(s string) (*time.Duration, error) {
 	var span time.Duration
 	switch s {
 	case "default":
@@ -42,7 +65,7 @@ func ParseDuplicates(s string) (*time.Duration, error) {
 	}
 	span, err := units.ParseSpan(s)
 	if err != nil || span < time.Second || span > auth.MaxDuplicates {
-		return nil, fmt.Errorf("--duplicates: %q is neither off nor default, nor a span of 1s to 7d", s)
+		return nil, refusal.Invalid("--duplicates: %q is neither off nor default, nor a span of 1s to 7d", s)
 	}
 	return &span, nil
 }
