@@ -179,7 +179,7 @@ func TestStoreChangesActOnAWarmCache(t *testing.T) {
 	must(t, s.AddSender(ctx, "alice", "*@X.example"))
 	must(t, s.AddSender(ctx, "alice", "*@x.example"))
 	id := try("new", nil)
-	want := Identity{UserID: id.UserID, CredentialID: id.CredentialID, Name: "alice", Senders: []string{"*@x.example"}, NewNetwork: true}
+	want := Identity{UserID: id.UserID, CredentialID: id.CredentialID, Name: "alice", Senders: []string{"*@x.example"}, Suppressed: RefuseSuppressed, NewNetwork: true}
 	if diff := cmp.Diff(want, id); diff != "" || id.UserID == 0 || id.CredentialID == 0 {
 		t.Errorf("%s %+v", diff, id)
 	}

@@ -94,7 +94,7 @@ func (j *submittal) hashes() [][16]byte {
 type OtherContent struct{ First ID } // the message that has the key
 
 func (e *OtherContent) Error() string {
-	return "The idempotency key was used for other content, queued as " + e.First.String() + "; use a new key for each message"
+	return "the idempotency key was used for other content, queued as " + e.First.String()
 }
 
 // copy notes a recipient that is a duplicate.

@@ -23,7 +23,7 @@ var (
 // 4yz unless the client is at fault: our trouble says nothing about the message.
 func troubleReply(err error) smtp.Reply {
 	if other := (*OtherContent)(nil); errors.As(err, &other) {
-		return smtp.Permanent(554, 6, 0, other.Error())
+		return smtp.Permanent(554, 6, 0, "The idempotency key was used for other content, queued as "+other.First.String()+"; use a new key for each message")
 	}
 	var over *quota.Over
 	if errors.As(err, &over) {
