@@ -78,6 +78,9 @@ func (f *Fetcher) get(ctx context.Context, host string) (string, error) {
 		return "", fmt.Errorf("its answer is %.40q and not text/plain", response.Header.Get("Content-Type"))
 	}
 	text, err := io.ReadAll(io.LimitReader(response.Body, maxPolicy+1))
+	if err == nil {
+		err = ctx.Err() // then the host may have ended the answer because we closed the connection
+	}
 	switch {
 	case err != nil:
 		return "", bare(err)
