@@ -306,9 +306,9 @@ const insufficientPrivilege = "42501"
 // toldElsewhere reports that a question is about what the role may not see, or what is not
 // there before a migration: privileges or schema tells of that.
 func toldElsewhere(err error) bool {
-	const undefinedTable, undefinedColumn = "42P01", "42703"
+	const undefinedTable, undefinedColumn, undefinedFunction = "42P01", "42703", "42883"
 	var pg *pgconn.PgError
-	return errors.As(err, &pg) && (pg.Code == insufficientPrivilege || pg.Code == undefinedTable || pg.Code == undefinedColumn)
+	return errors.As(err, &pg) && (pg.Code == insufficientPrivilege || pg.Code == undefinedTable || pg.Code == undefinedColumn || pg.Code == undefinedFunction)
 }
 
 // bounds say from where on something is told.

@@ -84,6 +84,9 @@ func (in *inspection) transactions(ctx context.Context) error {
 // feed looks for what holds the feed of events back, in any database of the server.
 func (in *inspection) feed(ctx context.Context) error {
 	held, err := feed.Hold(ctx, in.conn)
+	if toldElsewhere(err) {
+		return nil
+	}
 	if err == nil && held != nil && time.Since(held.Since) > in.c.bounds.feed {
 		in.r.add("feed.held", "events", "%s since %s", held.Who, screen.LocalTime(held.Since))
 	}
