@@ -52,7 +52,7 @@ var arrows = map[string]string{
 	"relay/delivery":      "relay/connect relay/smtp relay/message relay/queue relay/queue/content relay/maillog relay/route relay/upstream relay/upstream/breaker relay/upstream/oauth internal/share internal/panics internal/await relay/upstream/budget relay/dkim relay/suppression",
 	"relay/bounce":        "relay/smtp relay/queue relay/queue/content relay/maillog relay/dkim",
 	"admin":               "admin/health auth relay/smtp relay/queue relay/queue/desk relay/queue/reserve relay/maillog relay/upstream relay/upstream/breaker relay/upstream/oauth internal/owned internal/crowd internal/units relay/upstream/budget relay/dkim/keys",
-	"relay/transport":     "relay/dkim relay/maillog relay/resolver auth/audit internal/await internal/panics internal/pg internal/refusal",
+	"relay/transport":     "relay/dkim relay/maillog relay/resolver auth/audit internal/await internal/panics internal/pg internal/refusal internal/share",
 	"admin/health":        "relay/queue/reserve internal/units",
 	"migrations":          "",
 	"configs/debian":      "",

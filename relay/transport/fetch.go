@@ -21,7 +21,8 @@ const (
 	maxPolicy  = 64 << 10         // octets of a policy (RFC 8461 section 3.3 advises 64 kilobytes)
 	fetchTime  = 10 * time.Second // for a policy, with all that it takes; the RFC lets a minute
 	maxFetches = 20               // of a node at the same time
-	maxOfOne   = 4                // of them, for the domains of one organisation, whose hosts may all hang
+	fetchPart  = 0.25             // see share: the domains of one organisation, whose hosts may all hang, have
+	maxOfOne   = 4                // of them, and fewer while others have some
 )
 
 // Fetcher gets policies from the hosts of domains. It is safe for concurrent use.

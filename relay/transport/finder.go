@@ -14,6 +14,7 @@ import (
 	"postern/internal/await"
 	"postern/internal/panics"
 	"postern/internal/pg"
+	"postern/internal/share"
 	"postern/relay/dkim"
 	"postern/relay/maillog"
 	"postern/relay/resolver"
@@ -47,9 +48,9 @@ type Config struct {
 
 // Finder finds what mail hosts must prove. It is safe for concurrent use.
 type Finder struct {
-	cfg     Config
-	table   table
-	fetches chan struct{} // one for each fetch at the same time
+	cfg    Config
+	table  table
+	places *share.Pool // one for each fetch at the same time, by organisational domain
 
 	running context.Context
 	cut     context.CancelFunc
@@ -59,13 +60,6 @@ type Finder struct {
 	closed  bool
 	kept    map[string]row
 	flights map[string]*flight
-	lanes   map[string]*lane // by organisational domain
-}
-
-// lane has the places for the fetches of one organisation.
-type lane struct {
-	places chan struct{}
-	users  int // fetches in it, or waiting for a place
 }
 
 // flight is the way to a policy, for all that wait for it.
@@ -80,7 +74,7 @@ func New(cfg Config) *Finder {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	f := &Finder{cfg: cfg, table: table{cfg.DB, cfg.Node}, fetches: make(chan struct{}, maxFetches), kept: map[string]row{}, flights: map[string]*flight{}, lanes: map[string]*lane{}}
+	f := &Finder{cfg: cfg, table: table{cfg.DB, cfg.Node}, places: share.New(maxFetches, fetchPart), kept: map[string]row{}, flights: map[string]*flight{}}
 	f.running, f.cut = context.WithCancel(context.Background())
 	return f
 }
@@ -251,16 +245,10 @@ func (f *Finder) fly(domain, id string, now bool) (row, error) {
 // fetch gets a policy and writes it down, or why there is none.
 func (f *Finder) fetch(ctx context.Context, domain, id string, lease int64) error {
 	organisation := dkim.Organisation(domain)
-	l := f.enter(organisation)
-	defer f.leave(organisation, l)
-	for _, places := range []chan struct{}{l.places, f.fetches} {
-		select {
-		case places <- struct{}{}:
-			defer func() { <-places }()
-		case <-ctx.Done():
-			return fmt.Errorf("wait for the end of other fetches: %w", ctx.Err())
-		}
+	if err := f.places.Wait(ctx, 1, organisation); err != nil {
+		return fmt.Errorf("wait for the end of other fetches: %w", err)
 	}
+	defer f.places.Give(1, organisation)
 	policy, failure := f.cfg.Fetch.Policy(ctx, domain)
 	if f.running.Err() != nil {
 		return f.running.Err()
@@ -272,26 +260,6 @@ func (f *Finder) fetch(ctx context.Context, domain, id string, lease int64) erro
 		f.cfg.Log.Info("the MTA-STS policy of a domain is kept", "domain", domain, "policy_id", id, "mode", policy.Mode, "mx", maillog.Clean(strings.Join(policy.MX, " ")), "max_age", policy.MaxAge)
 	}
 	return f.table.settle(ctx, domain, id, lease, policy, failure)
-}
-
-func (f *Finder) enter(organisation string) *lane {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	l := f.lanes[organisation]
-	if l == nil {
-		l = &lane{places: make(chan struct{}, maxOfOne)}
-		f.lanes[organisation] = l
-	}
-	l.users++
-	return l
-}
-
-func (f *Finder) leave(organisation string, l *lane) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if l.users--; l.users == 0 {
-		delete(f.lanes, organisation)
-	}
 }
 
 // Refresh gets the MTA-STS policy of a domain now. The error says why there is none, in words for

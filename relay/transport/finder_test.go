@@ -321,8 +321,8 @@ func TestHangingOrganisation(t *testing.T) {
 	}
 	close(end)
 	asking.Wait()
-	if len(node.lanes) != 0 {
-		t.Errorf("%d lanes are left", len(node.lanes))
+	if used, _ := node.places.Use(); used != 0 {
+		t.Errorf("%d places are not given back", used)
 	}
 }
 
