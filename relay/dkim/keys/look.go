@@ -194,9 +194,14 @@ func (r *Ring) lookAt(ctx context.Context, dns *resolver.Resolver, v visit) erro
 	for i, k := range list {
 		looks[k.Selector] = found[i]
 	}
+	if ctx.Err() != nil {
+		return ctx.Err() // a server that was cut off by that has said nothing
+	}
+	write, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
 	var fresh []made
 	for _, a := range overdue(list, v.now) {
-		taken, err := used(read, r.cfg.Pool, v.domain, list)
+		taken, err := used(write, r.cfg.Pool, v.domain, list)
 		if err != nil {
 			return err
 		}
@@ -206,11 +211,6 @@ func (r *Ring) lookAt(ctx context.Context, dns *resolver.Resolver, v visit) erro
 		}
 		fresh = append(fresh, m)
 	}
-	if ctx.Err() != nil {
-		return ctx.Err() // a server that was cut off by that has said nothing
-	}
-	write, cancel := context.WithTimeout(ctx, callTime)
-	defer cancel()
 	changes, err := r.record(write, v, looks, fresh)
 	for _, c := range changes {
 		r.cfg.Log.Info("DKIM key "+c.what, "domain", v.domain, "selector", c.selector)
