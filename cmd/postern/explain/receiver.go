@@ -53,7 +53,11 @@ func (e *Message) received(ctx context.Context, r Relay, q Question, ways []rout
 		if m.Upstream && len(m.Signatures) == 0 {
 			continue // what a receiver goes by is the upstream's
 		}
-		e.Receivers = append(e.Receivers, reception{way.Name, r.Receiver.Judge(ctx, m)})
+		found := r.Receiver.Judge(ctx, m)
+		for _, addr := range m.Addrs {
+			found = append(found, r.Receiver.PTR(ctx, addr))
+		}
+		e.Receivers = append(e.Receivers, reception{way.Name, found})
 	}
 	return nil
 }

@@ -61,7 +61,7 @@ const (
 	TempError = "temperror"
 )
 
-// Judge judges mail.
+// Judge judges mail by SPF, DKIM and DMARC.
 func (r Receiver) Judge(ctx context.Context, m Mail) (list []Finding) {
 	list = make([]Finding, len(m.Signatures))
 	var all sync.WaitGroup
@@ -97,13 +97,7 @@ func (r Receiver) Judge(ctx context.Context, m Mail) (list []Finding) {
 		why.not = append(why.not, "it is not signed")
 	}
 	why.add(spf)
-	list = append(append(list, findings...), dmarc(m, policy, policyErr, why))
-	for _, addr := range m.Addrs {
-		if !m.Upstream {
-			list = append(list, r.ptr(ctx, addr))
-		}
-	}
-	return list
+	return append(append(list, findings...), dmarc(m, policy, policyErr, why))
 }
 
 // reasons are what DMARC passes by, or why not.
@@ -191,7 +185,8 @@ func dmarc(m Mail, p policy, err error, why reasons) Finding {
 	return f
 }
 
-func (r Receiver) ptr(ctx context.Context, addr netip.Addr) Finding {
+// PTR judges the name of an address.
+func (r Receiver) PTR(ctx context.Context, addr netip.Addr) Finding {
 	f := Finding{Check: "PTR", Of: addr.String(), Result: Pass}
 	name, names, err := r.Name(ctx, addr)
 	switch {

@@ -119,7 +119,11 @@ func TestJudge(t *testing.T) {
 			if !tc.mail.Upstream {
 				tc.mail.Addrs = []netip.Addr{here}
 			}
-			got := Receiver{DNS: authority(z), Hello: "relay.test"}.Judge(t.Context(), tc.mail)
+			r := Receiver{DNS: authority(z), Hello: "relay.test"}
+			got := r.Judge(t.Context(), tc.mail)
+			for _, addr := range tc.mail.Addrs {
+				got = append(got, r.PTR(t.Context(), addr))
+			}
 			for i, f := range got {
 				line := fmt.Sprintf("%s %s %s", f.Check, f.Of, f.Result)
 				if f.Aligned {
