@@ -96,7 +96,7 @@ func (r Receiver) Judge(ctx context.Context, m Mail) (list []Finding) {
 		list = append(list, Finding{Check: "DKIM", Of: m.Author, Result: None, Why: "it is not signed"})
 		why.not = append(why.not, "it is not signed")
 	}
-	why.add(spf)
+	why.by, why.not, why.unknown = append(why.by, spf.by...), append(why.not, spf.not...), why.unknown || spf.unknown
 	return append(append(list, findings...), dmarc(m, policy, policyErr, why))
 }
 
@@ -104,10 +104,6 @@ func (r Receiver) Judge(ctx context.Context, m Mail) (list []Finding) {
 type reasons struct {
 	by, not []string
 	unknown bool // DNS has not answered about what it might pass by
-}
-
-func (r *reasons) add(others reasons) {
-	r.by, r.not, r.unknown = append(r.by, others.by...), append(r.not, others.not...), r.unknown || others.unknown
 }
 
 // dkim judges the signatures of a key by the record that its name servers have.
