@@ -36,7 +36,7 @@ func TestCheckFindsFaultsOfTransport(t *testing.T) {
 	find(t, transportFaults(), "transport", viewed)
 }
 
-// What the database has of them is found.
+// The check finds the overrides, and the policies that end, in the database.
 func TestCheckReadsPolicies(t *testing.T) {
 	t.Parallel()
 	p := newPatient(t)
