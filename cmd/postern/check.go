@@ -26,9 +26,9 @@ that is not ok comes with its remedy; docs/check.md explains each by the name in
 brackets. Run the check as the system user that runs the server.
 
 The exit status is 1 when something failed. Nothing is changed, except for access tokens
-due for renewal and, with --mx, the cached MTA-STS policies. No mail is sent, and a running server is not disturbed; a private
-database that is not running is started for the duration. The check takes at most about
-a minute.
+due for renewal and, with --mx, the cached MTA-STS policies. No mail is sent, and a
+running server is not disturbed; a private database that is not running is started for
+the duration. The check takes at most about a minute.
 
 The areas are ` + check.AreaNames() + `.`,
 		Example: `  postern check
