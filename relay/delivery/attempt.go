@@ -67,7 +67,7 @@ func (w *worker) send(j *job) (smtp.Result, error) {
 	mail := smtp.MailCommand{From: m.Sender, Body: m.BodyType, UTF8: m.UTF8, Ret: m.Ret, EnvID: m.EnvID, RequireTLS: m.TLSNeed == queue.TLSRequired}
 	size, err := w.rewrite(j, &mail)
 	if err == nil {
-		size, err = w.sign(j, size)
+		size, err = w.sign(j, mail.From, size)
 	}
 	if err != nil {
 		return smtp.Result{Err: err, Replies: make([]smtp.Reply, len(j.rcpts)), Stages: make([]smtp.Stage, len(j.rcpts))}, err

@@ -10,10 +10,11 @@ import (
 	"postern/relay/smtp"
 )
 
-// sign puts the signatures that the way wants in front of what body gives, and returns the octets of
-// that. A message whose domain has no key, or had none when it was accepted, goes unsigned: it waits
-// for none. The error is about the stored text. w.count counts it once the server hears of it.
-func (w *worker) sign(j *job, size int64) (int64, error) {
+// sign puts the signatures that the way wants in front of the text of body, and returns the octets of
+// both. A message whose domain has no key, or had none when it was accepted, goes unsigned: it waits
+// for none. The error is about the stored text. w.count counts it, by the domain of from if it goes
+// unsigned, once the server hears of it.
+func (w *worker) sign(j *job, from smtp.Address, size int64) (int64, error) {
 	w.count = nil
 	e, mode := w.d.e, w.signing()
 	if mode == dkim.Off || mode == "" {
@@ -27,22 +28,14 @@ func (w *worker) sign(j *job, size int64) (int64, error) {
 		}
 	}
 	if field == nil {
-		if domain := w.sender(j).DomainKey(); j.Message.UserID != 0 {
-			w.count = func() { e.unsigned.add(domain) }
+		if j.Message.UserID != 0 {
+			w.count = func() { e.unsigned.add(from.DomainKey()) }
 		}
 		return size, nil
 	}
 	w.count = func() { e.signed.Add(1) }
 	w.body.edits = append([]surgery.Edit{{Put: field}}, w.body.edits...)
 	return size + int64(len(field)), nil
-}
-
-// sender is the envelope's as it goes on.
-func (w *worker) sender(j *job) smtp.Address {
-	if as := w.conn.sendsAs(); !as.IsNull() {
-		return as
-	}
-	return j.Message.Sender
 }
 
 // signing says with which keys the connection's mail is to be signed.
