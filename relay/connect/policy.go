@@ -123,10 +123,10 @@ func (c *Conn) Proves() bool {
 	return err == nil && strongKeys(chains) == nil
 }
 
-// Unsure reports that a host of the domain may later prove itself, and offer what a message needs,
-// though this one does not: TLS, the policy, or a host of better preference was not available; or
-// what would prove this one counts for nothing, since an admin overrides it, or did when the connection
-// began, or since the name server does not validate.
+// Unsure reports that mail with REQUIRETLS may go later, though not over this connection: TLS, the
+// policy, or a host of better preference was not available; or the host offers REQUIRETLS, and nothing
+// could prove it, since an admin overrode its policy when the connection began, or the name server
+// does not validate.
 func (c *Conn) Unsure(ctx context.Context) bool {
 	w := &c.Walk
 	_, offers := c.Client.Extension("REQUIRETLS")

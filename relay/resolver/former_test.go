@@ -33,8 +33,8 @@ func signedBy(addrs map[string]string) func(context.Context, string, *dns.Msg) (
 	}
 }
 
-// What servers have answered is not used when others take their place: nobody believed them, and
-// would now.
+// Answers of servers are not used after others have taken their place: they were not believed, and
+// would be now.
 func TestFormerServers(t *testing.T) {
 	t.Parallel()
 	r, _ := asking(t, "nameserver 192.0.2.53\n", "", "")

@@ -65,7 +65,7 @@ type Resolver struct {
 	cache   *cache
 	flights map[question]*flight
 	proofs  map[string]*proof
-	mended  time.Time     // when a server last began to validate that had not, or others took their place
+	emptied time.Time     // when forget last emptied cache and flights
 	proving chan struct{} // one at a time is asked for a proof
 	stats   Stats
 }
@@ -183,7 +183,7 @@ func (r *Resolver) begin(ctx context.Context, q question) *flight {
 	return f
 }
 
-// follow has nothing in memory but the answers of these servers. mu is held.
+// follow forgets the answers of other servers than these. mu is held.
 func (r *Resolver) follow(servers []string) {
 	if r.of != nil && !slices.Equal(r.of, servers) {
 		r.forget()
@@ -191,10 +191,10 @@ func (r *Resolver) follow(servers []string) {
 	r.of = servers
 }
 
-// forget drops the answers in memory and, so that they are not kept, those on their way: what is not
-// Secure of them may be so now. mu is held.
+// forget drops the answers in memory, and those on their way, which then are not kept: asked again,
+// they may be Secure. mu is held.
 func (r *Resolver) forget() {
-	r.mended, r.cache, r.flights = time.Now(), newCache(), make(map[question]*flight)
+	r.emptied, r.cache, r.flights = time.Now(), newCache(), make(map[question]*flight)
 }
 
 func (r *Resolver) fly(ctx context.Context, f *flight) {

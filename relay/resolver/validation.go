@@ -52,14 +52,12 @@ var (
 // for it. Comcast keeps it for that.
 const Bogus = "dnssec-failed.org."
 
-// believes reports whether the AD bit of a server counts. It does while each of Servers, which all
-// are asked, is one to be trusted, and so is that one if it was among them before. The error is
-// temporary: a proof is due and could not be had.
+// believes reports whether the AD bit of a server counts: it and all of Servers, of which it may no
+// longer be one, are trusted, and it validates. The error is temporary: a proof is due and could not
+// be had.
 func (r *Resolver) believes(ctx context.Context, server string) (bool, error) {
-	for _, other := range append(slices.Clone(r.Servers()), server) {
-		if !r.trusts(other) {
-			return false, nil
-		}
+	if !r.trusts(server) || slices.ContainsFunc(r.Servers(), func(other string) bool { return !r.trusts(other) }) {
+		return false, nil
 	}
 	v, err := r.prove(ctx, server, proofTime)
 	if v == Unproved {
@@ -71,9 +69,9 @@ func (r *Resolver) believes(ctx context.Context, server string) (bool, error) {
 // trusts reports a server whose answers nobody can change on the way.
 func (r *Resolver) trusts(server string) bool { return r.cfg.Trusted || isNear(server) }
 
-// Lapsed reports that a server does not validate, or did not since a time, or may not, or that there
-// were others since, though all are trusted: an answer since then that is not Secure may be so for that alone. It does not rely on a
-// proof of more than a minute ago.
+// Lapsed reports that an answer since a time may lack Secure only because of the servers: all are
+// trusted, but one does not validate, or has no proof from the last minute, or memory was emptied
+// since then (forget).
 func (r *Resolver) Lapsed(ctx context.Context, since time.Time) (lapsed bool) {
 	servers := r.Servers()
 	for _, server := range servers {
@@ -86,11 +84,11 @@ func (r *Resolver) Lapsed(ctx context.Context, since time.Time) (lapsed bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.follow(servers)
-	return lapsed || r.mended.After(since)
+	return lapsed || r.emptied.After(since)
 }
 
-// Watch renews the proofs each minute until ctx ends, so that the log names a server that no longer validates, or
-// another in its place that is not believed, before mail needs it.
+// Watch renews the proofs each minute until ctx ends, so that the log names a server that no longer
+// validates, or another in its place that is not trusted, before mail needs it.
 func (r *Resolver) Watch(ctx context.Context) {
 	var told []string
 	for ctx.Err() == nil {
@@ -123,7 +121,7 @@ func (r *Resolver) Validation(ctx context.Context, server string) (Validation, e
 	return r.prove(ctx, server, proofTime)
 }
 
-// prove has a server prove that it validates, unless it has within that time, and keeps what came of it.
+// prove has a server prove that it validates, unless it has within that time, and keeps the result.
 func (r *Resolver) prove(ctx context.Context, server string, within time.Duration) (Validation, error) {
 	if known := r.proof(server, within); known != nil {
 		return known.verdict()

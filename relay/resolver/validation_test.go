@@ -121,8 +121,8 @@ func TestWatch(t *testing.T) {
 	})
 }
 
-// A server that stops to validate is known for it when it matters, and is not the same as one that
-// nobody trusts. When it is mended, its answers of before are not used.
+// A trusted server that stops validating has lapsed, one that is not trusted has not. After it
+// validates again its former answers are not used.
 func TestLapsed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -247,7 +247,7 @@ func TestPolicyHosts(t *testing.T) {
 	})
 }
 
-// What a policy host says is shown and logged on one line, bounded, without what steers a terminal.
+// Text of a policy host is shown and logged on one line, bounded, without terminal control codes.
 func TestPolicyHostsWords(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

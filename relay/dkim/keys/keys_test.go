@@ -357,7 +357,7 @@ func TestMatches(t *testing.T) {
 	}
 }
 
-// TestWordsOfRecords: what a record says is shown on one line, bounded, without what steers a terminal.
+// TestWordsOfRecords: the text of a record is shown on one line, bounded, without terminal control codes.
 func TestWordsOfRecords(t *testing.T) {
 	t.Parallel()
 	lacks := answer{none: errors.New("no record")}
