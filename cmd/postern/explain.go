@@ -142,7 +142,7 @@ func (a *app) explain(ctx context.Context, users *accounts, connecting connect.C
 	hostname, _ := cfg.ServerName() // without one, SPF and PTR are not known here
 	e, err := explain.Relay{
 		Pool: users.pool, Server: cfg.Submission, Routes: routes, Signs: dkim.Mode(cfg.Delivery.DKIM), Connect: connecting,
-		Receiver: receiver.Receiver{DNS: connecting.DNS, Hello: hostname},
+		Receiver: receiver.Receiver{DNS: connecting.DNS, Hello: hostname, Looks: new(receiver.Looks)},
 	}.Message(ctx, q)
 	return e, invalidUse(err)
 }

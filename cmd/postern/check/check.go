@@ -14,6 +14,7 @@ import (
 	"postern/admin/health"
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/database"
+	"postern/cmd/postern/receiver"
 	"postern/relay/connect"
 	"postern/relay/resolver"
 	"postern/relay/smtp"
@@ -48,6 +49,7 @@ type checkup struct {
 
 	database   future[string] // its URL
 	mail       future[*mailView]
+	looks      receiver.Looks
 	over       chan struct{}  // closed when all areas are done
 	background sync.WaitGroup // what ends then
 }

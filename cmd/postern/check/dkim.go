@@ -90,7 +90,7 @@ func (c *checkup) dkimKey(ctx context.Context, r *report, k keys.Key) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, questionsTime)
 	defer cancel()
-	wrong, err := keys.Published(ctx, c.dns, k)
+	wrong, err := c.receiver().Published(ctx, k)
 	switch {
 	case err != nil && k.State != keys.Pending:
 		r.add("dkim.unknown", subject, "%v", err)

@@ -93,7 +93,7 @@ func (c *checkup) senderDomain(ctx context.Context, r *report, v *mailView, doma
 // receiver judges as the servers do that mail is sent to.
 func (c *checkup) receiver() receiver.Receiver {
 	hostname, _ := c.cfg.ServerName()
-	return receiver.Receiver{DNS: c.dns, Hello: hostname}
+	return receiver.Receiver{DNS: c.dns, Hello: hostname, Looks: &c.looks}
 }
 
 func addSPF(r *report, subject string, f receiver.Finding) {

@@ -21,6 +21,21 @@ import (
 type Receiver struct {
 	DNS   *resolver.Resolver
 	Hello string // the server's name
+	Looks *Looks // at keys so far; nil: none is shared
+}
+
+// Looks are what was found of the records of keys. They are safe for concurrent use.
+type Looks struct{ byName sync.Map }
+
+// Published is that of package keys, which asks all name servers of a domain; it is asked once for
+// each key of Looks.
+func (r Receiver) Published(ctx context.Context, k keys.Key) (wrong string, err error) {
+	look := func() (string, error) { return keys.Published(ctx, r.DNS, k) }
+	if r.Looks == nil {
+		return look()
+	}
+	first, _ := r.Looks.byName.LoadOrStore(k.Name(), sync.OnceValues(look))
+	return first.(func() (string, error))()
 }
 
 // Mail is what a receiver goes by.
@@ -109,7 +124,7 @@ type reasons struct {
 // dkim judges the signatures of a key by the record that its name servers have.
 func (r Receiver) dkim(ctx context.Context, k keys.Key) Finding {
 	f := Finding{Check: "DKIM", Of: k.Domain, Result: Pass, Why: fmt.Sprintf("selector %s, %s", k.Selector, k.Algorithm)}
-	switch wrong, err := keys.Published(ctx, r.DNS, k); {
+	switch wrong, err := r.Published(ctx, k); {
 	case err != nil:
 		f.Result, f.Why = TempError, fmt.Sprintf("selector %s: %v", k.Selector, err)
 	case wrong != "":

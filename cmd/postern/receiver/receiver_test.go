@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/miekg/dns"
@@ -140,6 +141,24 @@ func TestJudge(t *testing.T) {
 				t.Errorf("%d findings, want %d", len(got), len(tc.want))
 			}
 		})
+	}
+}
+
+// The record of a key is asked for once, however often its signatures are judged.
+func TestLooks(t *testing.T) {
+	t.Parallel()
+	z, asked := healthy(), atomic.Int32{}
+	r := Receiver{Looks: new(Looks), DNS: resolver.New(resolver.Config{Servers: []string{"one"}, Exchange: func(ctx context.Context, server string, query *dns.Msg) (*dns.Msg, error) {
+		if strings.HasPrefix(query.Question[0].Name, "s._domainkey.") && query.Question[0].Qtype == dns.TypeTXT {
+			asked.Add(1)
+		}
+		return z.Exchange(ctx, server, query)
+	}})}
+	for _, author := range []string{"shop.test", "news.shop.test"} {
+		r.Judge(t.Context(), Mail{Author: author, Signatures: signedBy("shop.test"), Upstream: true})
+	}
+	if asked.Load() != 1 {
+		t.Errorf("asked %d times", asked.Load())
 	}
 }
 
