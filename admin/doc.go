@@ -4,7 +4,7 @@
 // It promises: it changes nothing; a page is answered within seconds whatever the
 // database does, and costs the database at most one query in a while; reading a page waits
 // for no mail and delays none; the number of series does not depend on what clients and
-// servers say, since no user, address or domain is a label.
+// servers say: no user or address is a label, and at most a hundred domains that users choose.
 //
 // It counts mail by maillog's events and the queue by its observer and its Reader. The rest
 // comes as functions: a Check answers one question of /readyz, Readings are the numbers of
