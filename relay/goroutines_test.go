@@ -95,7 +95,7 @@ func bodiesOf(t *testing.T, files *token.FileSet, p pkg) map[string][]ast.Node {
 	return bodies
 }
 
-// startsIn finds what runs in goroutines that a function begins.
+// startsIn finds the calls and functions that run in goroutines begun by a function.
 func startsIn(body ast.Node) (starts []ast.Node) {
 	ast.Inspect(body, func(n ast.Node) bool {
 		switch n := n.(type) {
@@ -111,7 +111,7 @@ func startsIn(body ast.Node) (starts []ast.Node) {
 	return starts
 }
 
-// called are the names of what a goroutine calls or, without a body of its own, is.
+// called are the names of the functions that a goroutine calls, or of the one that it is.
 func called(start ast.Node) (names []string) {
 	ast.Inspect(start, func(n ast.Node) bool {
 		switch n := n.(type) {

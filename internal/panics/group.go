@@ -6,7 +6,7 @@ import (
 	"sync"
 )
 
-// Group runs functions concurrently. A panic in one of them is Wait's, so that the guard of the
+// Group runs functions concurrently. Wait panics as the first of them did, so that the guard of the
 // caller recovers it. The zero Group is ready for use.
 type Group struct {
 	all   sync.WaitGroup
@@ -22,7 +22,7 @@ type passed struct {
 
 func (p *passed) String() string { return fmt.Sprintf("%v\n%s", p.value, p.stack) }
 
-// passedOn is what was recovered, with the stack of the goroutine that panicked.
+// passedOn is a recovered panic with the stack of the goroutine in which it began.
 func passedOn(recovered any) *passed {
 	if p, ok := recovered.(*passed); ok {
 		return p
@@ -42,7 +42,7 @@ func (g *Group) Go(do func()) {
 	})
 }
 
-// Wait waits until all functions have returned, and panics if one of them has.
+// Wait waits until all functions have returned, and panics if one of them did.
 func (g *Group) Wait() {
 	g.all.Wait()
 	if g.first != nil {

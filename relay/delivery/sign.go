@@ -82,11 +82,11 @@ func (w *worker) signatures(j *job, mode dkim.Mode) (field []byte, err error) {
 	return field, nil
 }
 
-// mostUnsigned is how many domains are told apart whose mail goes unsigned. Users who may send as any
-// domain could name more.
+// mostUnsigned is the number of domains whose unsigned mail is counted by domain. Users who may send
+// as any domain could name more.
 const mostUnsigned = 100
 
-// otherDomains are those beyond mostUnsigned, and what is not a domain.
+// otherDomains counts for the domains beyond mostUnsigned, and for names that are not valid.
 const otherDomains = "other"
 
 // tally counts by domain.

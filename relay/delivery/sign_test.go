@@ -126,7 +126,7 @@ func TestSigning(t *testing.T) {
 	}
 }
 
-// Only so many domains are told apart, and what is not one is none.
+// At most mostUnsigned domains have a count of their own, and names that are not valid have none.
 func TestUnsignedIsBounded(t *testing.T) {
 	t.Parallel()
 	e := New(Config{})

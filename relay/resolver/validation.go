@@ -145,7 +145,7 @@ func (r *Resolver) prove(ctx context.Context, server string, within time.Duratio
 	known := r.proofs[server]
 	r.proofs[server] = next
 	if known != nil && known.fault != nil && fault == nil {
-		r.forget() // what it did not validate would not be Secure until it ends
+		r.forget() // its answers of before would lack Secure until their TTL ends
 	}
 	if known != nil && (known.fault == nil) == (fault == nil) && time.Since(known.logged) < proofTime {
 		next.logged = known.logged

@@ -100,8 +100,8 @@ type Domain struct {
 }
 
 // Domain finds what holds for a domain, and gets its MTA-STS policy if there is a new one; one that is
-// kept holds if that cannot be tried now. The error is this side's trouble: without the database nobody
-// knows what the domain demands.
+// kept holds if that cannot be tried now. The error is this side's trouble: without the database the
+// demands of the domain are not known.
 func (f *Finder) Domain(ctx context.Context, name string) (Domain, error) {
 	r, err := f.read(ctx, name)
 	if err != nil {

@@ -32,8 +32,8 @@ const (
 // errLost says that another node has the lease, or an admin has removed the domain.
 var errLost = errors.New("the lease of the look is lost")
 
-// Published looks at the record of a key as a node does. wrong is what is wrong with it, if it is
-// known; the error says that it is not, since some servers do not answer.
+// Published looks at the record of a key as a node does. wrong names a fault of the record, "" for
+// none; the error says that it is not known, since some servers do not answer.
 func Published(ctx context.Context, r *resolver.Resolver, k Key) (wrong string, err error) {
 	switch l := lookAt(ctx, r, k); l.verdict {
 	case published:
