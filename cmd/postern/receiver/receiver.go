@@ -151,7 +151,7 @@ func (r Receiver) spf(ctx context.Context, m Mail, strict bool, dmarc *reasons) 
 		if result != spf.Pass {
 			f.Cause, f.Aligned, bad = Cause(err), false, result
 			f.Why = domain + ": " + f.Cause
-			if result != spf.TempError {
+			if result != spf.TempError && result != spf.PermError { // no term helps a record that is invalid
 				f.Publish = r.allowing(ctx, domain, m.Addrs)
 			}
 		}
