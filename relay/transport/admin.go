@@ -99,17 +99,15 @@ func ClearOverride(ctx context.Context, db pg.DB, actor, domain string) error {
 
 // Overrides lists the overrides that hold, or that of one domain.
 func Overrides(ctx context.Context, db pg.DB, domain string, most int) ([]Override, error) {
-	rows, err := db.Query(ctx, sqlOverrides, domain, most)
+	rows, _ := db.Query(ctx, sqlOverrides, domain, most)
 	var list []Override
-	if err == nil {
-		var o Override
-		var level string
-		_, err = pgx.ForEachRow(rows, []any{&o.Domain, &level, &o.Reason, &o.SetBy, &o.SetAt, &o.ExpiresAt}, func() error {
-			o.Level, err = ParseLevel(level)
-			list = append(list, o)
-			return err
-		})
-	}
+	var o Override
+	var level string
+	_, err := pgx.ForEachRow(rows, []any{&o.Domain, &level, &o.Reason, &o.SetBy, &o.SetAt, &o.ExpiresAt}, func() (err error) {
+		o.Level, err = ParseLevel(level)
+		list = append(list, o)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list the overrides: %w", err)
 	}
@@ -140,18 +138,15 @@ func Ending(ctx context.Context, db pg.DB, span time.Duration, most int) ([]Kept
 }
 
 func policies(ctx context.Context, db pg.DB, sql string, args ...any) ([]Kept, error) {
-	rows, err := db.Query(ctx, sql, args...)
-	var list []Kept
-	if err == nil {
-		list, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (k Kept, err error) {
-			var since time.Time
-			err = r.Scan(&k.Domain, &k.ID, &k.Mode, &k.MX, &k.FetchedAt, &k.ExpiresAt, &since, &k.LastError)
-			if k.LastError != "" {
-				k.FailingSince = &since
-			}
-			return k, err
-		})
-	}
+	rows, _ := db.Query(ctx, sql, args...)
+	list, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (k Kept, err error) {
+		var since time.Time
+		err = r.Scan(&k.Domain, &k.ID, &k.Mode, &k.MX, &k.FetchedAt, &k.ExpiresAt, &since, &k.LastError)
+		if k.LastError != "" {
+			k.FailingSince = &since
+		}
+		return k, err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list the policies: %w", err)
 	}
