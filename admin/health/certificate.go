@@ -21,11 +21,11 @@ var (
 	certificateEnding   = Kind{"tls.ending", Failed, "The certificate expires within the hour.", "renew it now; a running server takes the new file by itself"}
 	certificateExpiring = Kind{"tls.expiring", Warning, "The certificate expires soon.", "renew it, and find out why that did not happen by itself"}
 	certificateRenewal  = Kind{"acme.renewal", Warning, "The certificate is good, but its renewal fails.",
-		"act on the authority's answer; docs/certificates.md has the usual causes"}
+		"act on the CA's answer; docs/certificates.md has the usual causes"}
 	certificateOver = Kind{"acme.expired", Failed, "The certificate has expired, and its renewal fails.",
-		"act on the authority's answer, then 'postern certificate renew NAME'"}
+		"act on the CA's answer, then 'postern certificate renew NAME'"}
 	certificateFailing = Kind{"acme.failing", Failed, "The CA does not issue the certificate; clients get a self-signed one.",
-		"act on the authority's answer; docs/certificates.md has the usual causes"}
+		"act on the CA's answer; docs/certificates.md has the usual causes"}
 )
 
 // CertificateKinds are those of Certificate.Judge.

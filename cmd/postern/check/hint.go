@@ -115,7 +115,7 @@ func tlsHint(up *upstream.Account, err error, set string) string {
 	case errors.As(err, &name):
 		return fmt.Sprintf("set --host, or --tls-name, to a name that it has, with %s: %s", set, strings.Join(CertificateNames(name.Certificate), ", "))
 	case errors.As(err, &authority):
-		return "give the authority's certificate by --ca-file, or the server's key by --tls-pin, with " + set + "; a public server should have a known one"
+		return "give the CA's certificate by --ca-file, or the server's key by --tls-pin, with " + set + "; a public server should have a known one"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return "compare its dates with this machine's clock, and tell the upstream's operator"
 	case strings.Contains(err.Error(), "key is none of those that are pinned"):

@@ -70,14 +70,14 @@ func (c *ACME) validate() error {
 			return fmt.Errorf("acme: names: %q must be written in ASCII, as xn--…", name)
 		}
 		if !smtp.ValidDomain(host) || !strings.Contains(host, ".") {
-			return fmt.Errorf("acme: names: %q is not a name that an authority issues a certificate for; write a host's public DNS name", name)
+			return fmt.Errorf("acme: names: %q is not a name that a CA issues a certificate for; write a host's public DNS name", name)
 		}
 		if wildcard && c.Challenge != string(acme.DNS01) {
 			return fmt.Errorf("acme: names: %q needs challenge = \"dns-01\"", name)
 		}
 	}
 	if local, domain, ok := strings.Cut(c.Email, "@"); !ok || local == "" || !smtp.ValidDomain(domain) {
-		return errors.New("acme: email must be an address at which the authority can reach you")
+		return errors.New("acme: email must be an address at which the CA can reach you")
 	}
 	u, err := url.Parse(c.Directory)
 	if err != nil || u.Scheme != "https" || u.Host == "" {

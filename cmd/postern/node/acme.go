@@ -45,7 +45,7 @@ func (f *front) newKeeper(ctx context.Context) (*acme.Keeper, error) {
 	k, err := acme.NewKeeper(cfg)
 	if err != nil {
 		if op := (*net.OpError)(nil); errors.As(err, &op) {
-			return nil, fmt.Errorf("acme: cannot listen on %s for the authority's validations: %w", c.Address(), config.ListenReason(err))
+			return nil, fmt.Errorf("acme: cannot listen on %s for the CA's validations: %w", c.Address(), config.ListenReason(err))
 		}
 		return nil, err
 	}
