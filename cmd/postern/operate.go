@@ -101,9 +101,10 @@ Mail that is being sent is not affected. This cannot be undone; the history keep
 envelope and names the operator.
 
 With --user alone the holds of the user and of its credentials end, whoever made
-them, and all its held mail is deleted, the user's own too. Mail that waits without
-being held stays: '--user U --state waiting' chooses that. So does mail that is set
-aside because its rows are bad: '--user U --state held' chooses all that is held.`,
+them, and all held mail is deleted, including mail that the user and not an attacker
+sent. Mail that waits without being held stays: '--user U --state waiting' chooses that.
+So does mail that is set aside because its rows are bad: '--user U --state held' chooses
+all that is held.`,
 		Example: `  postern queue cancel --user mallory@example.com --dry-run
   postern queue cancel --sender bulk@example.com --state waiting
   postern queue cancel --all`,
