@@ -308,6 +308,17 @@ func TestRotationByAge(t *testing.T) {
 	s.wantStates("shop.test", "ed25519 active")
 }
 
+// TestRotationWhileAServerHangs: the next key is made though a look takes longer than a reading may.
+func TestRotationWhileAServerHangs(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	key := s.active("shop.test", dkim.Ed25519)
+	must(t, s.admin.SetEvery(t.Context(), "shop.test", 30))
+	s.world.servers["192.0.2.2:53"].Stall(key.Name())
+	s.pass(17 * day)
+	s.wantStates("shop.test", "ed25519 active, ed25519 pending")
+}
+
 // TestAliases: the record may be in a zone of others.
 func TestAliases(t *testing.T) {
 	t.Parallel()
