@@ -56,13 +56,12 @@ func (c *checkup) sendingAddresses(ctx context.Context) ([]netip.Addr, error) {
 	if len(c.opts.Addresses) > 0 {
 		return c.opts.Addresses, nil
 	}
-	hostname, err := c.cfg.ServerName()
-	if err != nil {
+	if _, err := c.cfg.ServerName(); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, questionsTime)
 	defer cancel()
-	return receiver.Receiver{DNS: c.dns, Hello: hostname}.Addresses(ctx)
+	return c.receiver().Addresses(ctx)
 }
 
 func (c *checkup) lookAtDNS(ctx context.Context, r *report) {

@@ -84,7 +84,7 @@ func (c *checkup) senderDomain(ctx context.Context, r *report, v *mailView, doma
 		case "SPF":
 			addSPF(r, subject, f)
 		case "DMARC":
-			c.addDMARC(r, v, domain, f)
+			addDMARC(r, v, domain, f)
 		}
 	}
 	c.takesMail(ctx, r, domain)
@@ -113,7 +113,7 @@ func addSPF(r *report, subject string, f receiver.Finding) {
 	}
 }
 
-func (c *checkup) addDMARC(r *report, v *mailView, domain string, f receiver.Finding) {
+func addDMARC(r *report, v *mailView, domain string, f receiver.Finding) {
 	subject := "domain " + domain
 	switch {
 	case f.Result == receiver.TempError:
