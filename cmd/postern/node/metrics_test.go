@@ -14,7 +14,7 @@ import (
 	"postern/internal/dnstest"
 )
 
-// The answers of name servers are counted, and the time that they take; one from memory takes none.
+// Answers of name servers are counted, with the time that they take; one from memory takes none.
 func TestQuestionsToNameServersAreCounted(t *testing.T) {
 	t.Parallel()
 	for name, validates := range map[string]bool{"validates": true, "blind": false} {
