@@ -185,6 +185,24 @@ func (q *fakeQueue) waitEnded(t testing.TB, n int) {
 	q.wait(t, fmt.Sprintf("%d recipients to end", n), func() bool { return q.ended >= n })
 }
 
+// rested waits until way has one open connection, without work. Recipients end before that, so
+// the next message would open another connection.
+func rested(t testing.TB, e *Engine, way string) *destination {
+	t.Helper()
+	d := e.known(way)
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		d.mu.Lock()
+		idle := len(d.idle) == 1 && d.workers == 1
+		d.mu.Unlock()
+		if idle {
+			return d
+		}
+		if time.Now().After(end) {
+			t.Fatal("no connection is kept, or more than one")
+		}
+	}
+}
+
 // wait waits until cond holds; it is called with mu held.
 func (q *fakeQueue) wait(t testing.TB, what string, cond func() bool) {
 	t.Helper()

@@ -400,6 +400,7 @@ func TestP07MailAndHangUp(t *testing.T) {
 	first := message(t, "a@one.test")
 	e.Take(first)
 	q.waitEnded(t, 1)
+	rested(t, e, queue.Way("sink", ""))
 	server.On(smtptest.PhaseMail, reply("450 4.7.1 Error: too much mail from 127.0.0.1"))
 	server.On(smtptest.PhaseRcpt, smtptest.Always(smtptest.Then(smtptest.Reply("421 4.7.0 Error: too many errors"), smtptest.Close())))
 	d := message(t, "a@one.test")

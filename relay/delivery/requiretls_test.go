@@ -197,28 +197,17 @@ func TestOldConnection(t *testing.T) {
 	q := newFakeQueue()
 	e := startEngine(t, q, Config{Routes: routes{}, IdleTime: time.Hour, Connect: connect.Config{DNS: z.Resolver(), MXPort: port, AllowPrivateMX: true}})
 	for i, want := range []int{1, 1, 2} {
-		if i == 2 {
-			dest := e.known(queue.Way(route.MX, "one.test"))
-			dest.mu.Lock()
-			dest.idle[0].conn.opened = time.Now().Add(-demandTime)
-			dest.mu.Unlock()
-		}
 		d := message(t, "user@one.test")
 		e.Take(d)
 		q.waitEnded(t, i+1)
 		if o := q.outcome(t, d, 0); o.Result != queue.Delivered || servers[0].Conns() != want {
 			t.Fatalf("message %d: %s %v over %d connections", i, o.Result, o.Reply, servers[0].Conns())
 		}
-		idle := func() bool {
-			dest := e.known(queue.Way(route.MX, "one.test"))
+		dest := rested(t, e, queue.Way(route.MX, "one.test"))
+		if i == 1 {
 			dest.mu.Lock()
-			defer dest.mu.Unlock()
-			return len(dest.idle) == 1
-		}
-		for end := time.Now().Add(patience); !idle(); time.Sleep(time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatal("the connection is not kept")
-			}
+			dest.idle[0].conn.opened = time.Now().Add(-demandTime)
+			dest.mu.Unlock()
 		}
 	}
 }

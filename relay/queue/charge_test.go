@@ -443,6 +443,37 @@ func TestLimitRowLocked(t *testing.T) {
 	}
 }
 
+// A lock is waited for once more: its holder may have been a group with this user's mail in it, which
+// itself waited for another user's lock, and gives way about as late as this one gives up.
+func TestLimitRowLockedForShort(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	m := message()
+	m.Charges = []quota.Limit{limitOf(quota.Messages, 10, time.Hour)}
+	for _, size := range []int{10, smallBody + 1} {
+		if _, err := charged(t, q, []string{"a@example.net"}, m.Charges...); err != nil {
+			t.Fatal(err)
+		}
+		tx, err := db.Pool.Begin(ctxOf(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tx.Exec(ctxOf(t), `select from usage_window where subject = '1' for update`); err != nil {
+			t.Fatal(err)
+		}
+		var release sync.WaitGroup
+		release.Go(func() {
+			time.Sleep(1200 * time.Millisecond) // longer than the first wait, shorter than two
+			_ = tx.Rollback(context.Background())
+		})
+		if _, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), content.New(make([]byte, size)), true); err != nil {
+			t.Errorf("%d octets: %v", size, err)
+		}
+		release.Wait()
+	}
+}
+
 // A large message that is over a limit is refused before its octets are stored.
 func TestRefusedLargeIsNotStored(t *testing.T) {
 	t.Parallel()

@@ -149,7 +149,7 @@ func (c *committer) commit(mail []*submittal) {
 				c.commit(part)
 			}
 			return
-		case sure == pg.NotSent && try == 1, worthAnother(err) && try < 3:
+		case sure == pg.NotSent && try == 1, isLocked(err) && try == 1, worthAnother(err) && try < 3:
 			continue
 		}
 		c.q.epochs.suspectIfDown(err)
@@ -272,8 +272,8 @@ func (c *committer) remove(j *submittal) {
 }
 
 // apart divides a group that was rejected with err so that the cause is in one part: another
-// transaction holds a limit's row or a duplicate's key, or a message's own row cannot be written. It returns one
-// part where dividing does not help.
+// transaction holds a limit's row or a duplicate's key, or a message's own row cannot be written.
+// It returns one part where dividing does not help.
 func apart(mail []*submittal, err error) [][]*submittal {
 	switch {
 	case isLocked(err):
