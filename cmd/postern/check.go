@@ -20,7 +20,7 @@ func (a *app) checkCmd() *cobra.Command {
 		Use:   "check",
 		Short: "examine this set-up and show what is wrong",
 		Long: `Examines the configuration, the certificates, the listeners' addresses, the
-database, the accounts, the routes, the upstreams with their accounts, and DNS, and
+database, the users, the routes, the upstreams with their accounts, and DNS, and
 tests, as a client without a login, whether this server is an open relay. Each finding
 that is not ok comes with its remedy; docs/check.md explains each by the name in
 brackets. Run the check as the system user that runs the server.

@@ -126,8 +126,8 @@ func (a *app) queueResolveCmd() *cobra.Command {
 		Long: `Ends the doubt about recipients whose mail may have been delivered, because the
 connection broke before the next server confirmed it: those of the given messages, those
 that match all filters, or with --all those of the whole queue. 'postern queue list
---in-doubt' lists them, held and waiting. Ask the recipient, or look in that server's
-log. Then:
+--in-doubt' lists them, held and waiting. Ask the recipient, or look in the next
+server's log. Then:
 
   --delivered  it arrived: the recipient is done, and the history names the operator
   --resend     it did not: it is due now, by any way of its route, as a possible duplicate

@@ -44,12 +44,13 @@ those of the envelope addresses; *.example.com stands for all domains below exam
 The first route that matches a recipient decides. A new route comes after the existing
 ones, or before another one with --before; the default route is always the last.
 
-A way is an upstream, or 'mx' for the mail servers of the recipient's domain, which must
-be the last or only one. An attempt tries the ways in order and skips one that is paused,
-that may not send as the sender, whose password cannot be decrypted, whose breaker is
-open, or that has spent its budget. If one is down, or refuses for a reason unrelated to
-the message, mail moves to the next, but never after a final dot without a complete
-reply. --replace atomically replaces the route for the same mail and keeps its place.
+A way is an upstream, or 'mx' for the mail servers of the recipient's domain; 'mx' must be
+the last way, or the only one. An attempt tries the ways in order and skips one that is
+paused, that may not send as the sender, whose password cannot be decrypted, whose breaker
+is open (it has been failing), or that has spent its budget. If one is down, or refuses
+for a reason unrelated to the message, mail moves to the next, but never after a final dot
+without a complete reply. --replace atomically replaces the route for the same mail and
+keeps its place.
 
 Routes are looked up at every attempt, so a new one also applies to waiting mail: mail
 that waits for a route, or for a paused upstream, is due immediately; mail that another

@@ -23,9 +23,9 @@ func (a *app) traceCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "trace ID|MESSAGE-ID|ADDRESS",
 		Short: "show the history of a message",
-		Long: `Shows when and from whom a message was accepted, by which rule, and how much of the
-sender's limits was used. It also shows every attempt with the reply of the server, the
-upstreams it gave up on, and why, and the recipients that are not finished.
+		Long: `Shows when and from whom a message was accepted, by which rule, and how much of
+each limit was used. It also shows every attempt with the reply of the server, each
+upstream that was given up, with the reason, and the recipients that are not finished.
 Finished mail can be traced for as long as queue.history in the configuration says.
 
 ID is the queue id from the 250 reply or the Received field. A Message-ID field, or an

@@ -56,12 +56,12 @@ issuer, name and validity.
 
 --budget is the most that all nodes together send: messages and recipients in a window of
 s, m, h or d (a rolling window, or with @ZONE a calendar day: 10000/d@Europe/Berlin), and
-concurrent connections ('sessions'). Mail over it takes the next way of its route, or
-waits for its turn; 'postern upstream show' shows what is used.
+concurrent connections ('sessions'). Mail over it takes the next way (an upstream, or MX)
+of its route, or waits for its turn; 'postern upstream show' shows what is used.
 
-An account (--username with a password) needs require or implicit. Its
-password is sealed with the key in secret_key_file before it is stored. With
---oauth it uses access tokens from Microsoft or Google instead of a password.
+An account (--username with a password) needs --tls require or implicit. Its password is
+sealed with the key in secret_key_file before it is stored. With --oauth, access tokens
+from Microsoft or Google are used instead of a password.
 
 Mail whose sender is not among --senders takes another way of its route. --rewrite-sender
 replaces the sender in the envelope and the address in From; the display name is kept.
