@@ -57,6 +57,13 @@ create function history_key(message_id uuid, n integer, at timestamptz, epoch bi
 	select (message_id::text || '.' || lpad(n::text, 9, '0') || '.' || (extract(epoch from sane_time(at)) * 1000000)::bigint::text || '.' || epoch::text) collate "C"
 $$;
 
+-- Why the mail of a user, or of a credential, is held, for the history of a message that is held by that.
+create function held_because(message_id uuid) returns text language sql stable as $$
+	select coalesce((select case h.credential_id when 0 then 'the user' else 'the credential' end || ' is on hold: ' || h.reason
+		from message m join hold h on h.user_id = m.user_id and h.credential_id in (0, m.credential_id)
+		where m.id = $1 order by h.credential_id limit 1), '')
+$$;
+
 -- A page of the feed ends before this place: all rows below are visible to this statement, or undone.
 -- As feed_now, it has the offset in its body.
 create function feed_horizon() returns bigint language sql stable as $$

@@ -10,6 +10,7 @@
 //	queue/desk       what operators do with it: list, trace, hold, release, cancel, resolve
 //	queue/reserve    database disk space kept free for outcomes
 //	suppression      the addresses that get no more mail, by bounces and by admins
+//	refused          tells of recipients that were refused, once a minute
 //	anomaly          holds the mail of a user whose account looks compromised
 //	feed             what became of mail, as a sequence of events
 //	retention        deletes old data

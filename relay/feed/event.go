@@ -30,22 +30,38 @@ const (
 	Duplicate  Kind = "duplicate"
 )
 
-// The other kinds. Audit is an admin's deed, the rest are rows of table event.
+// The kinds of a user's own that are about no message: rows of table event.
+const (
+	Refused            Kind = "refused"
+	SuppressionAdded   Kind = "suppression.added"
+	SuppressionRemoved Kind = "suppression.removed"
+)
+
+// The other kinds, which no user hears of. Audit is an admin's deed, the rest are rows of table event.
 const (
 	Audit              Kind = "audit"
 	LimitNear          Kind = "limit.near"
 	BreakerOpen        Kind = "breaker.open"
 	BreakerClosed      Kind = "breaker.closed"
 	SecretExpiring     Kind = "secret.expiring"
+	UpstreamAdded      Kind = "upstream.added"
+	UpstreamChanged    Kind = "upstream.changed"
+	UpstreamPaused     Kind = "upstream.paused"
+	UpstreamResumed    Kind = "upstream.resumed"
+	UpstreamRemoved    Kind = "upstream.removed"
 	CertificateIssued  Kind = "certificate.issued"
 	CertificateFailing Kind = "certificate.failing"
 	DKIMKey            Kind = "dkim.key"
 )
 
-// Kinds are all kinds, those of mail first.
+// ofUser reports a kind that the user hears of whom it is about.
+func (k Kind) ofUser() bool { return k == Refused || k == SuppressionAdded || k == SuppressionRemoved }
+
+// Kinds are all kinds, those of mail first, then those of a user.
 func Kinds() []Kind {
 	return []Kind{Accepted, Voided, Delivered, Deferred, Failed, Suppressed, Expired, InDoubt, Resolved, Held, Released, Cancelled, Noticed, Duplicate,
-		Audit, LimitNear, BreakerOpen, BreakerClosed, SecretExpiring, CertificateIssued, CertificateFailing, DKIMKey}
+		Refused, SuppressionAdded, SuppressionRemoved, Audit, LimitNear, BreakerOpen, BreakerClosed, SecretExpiring,
+		UpstreamAdded, UpstreamChanged, UpstreamPaused, UpstreamResumed, UpstreamRemoved, CertificateIssued, CertificateFailing, DKIMKey}
 }
 
 // ofResult is the kind of each result in the history; "": it is not an event.

@@ -24,13 +24,13 @@ const (
 
 // Filter chooses events; its zero value chooses all.
 type Filter struct {
-	UserID int64     // only events of this user's mail; never those of upstreams, limits or admins
+	UserID int64     // only events of this user's mail and addresses; never those of upstreams, limits or admins
 	Kinds  []Kind    // only these
 	Since  time.Time // only what happened then or later
 }
 
 func (f *Filter) takes(e *Event) bool {
-	return (f.UserID == 0 || e.Message != nil && e.userID == f.UserID) && (len(f.Kinds) == 0 || slices.Contains(f.Kinds, e.Kind)) && !e.At.Before(f.Since)
+	return (f.UserID == 0 || e.userID == f.UserID && (e.Message != nil || e.Kind.ofUser())) && (len(f.Kinds) == 0 || slices.Contains(f.Kinds, e.Kind)) && !e.At.Before(f.Since)
 }
 
 // Page is a part of the feed.

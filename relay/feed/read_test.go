@@ -251,15 +251,16 @@ func TestFilter(t *testing.T) {
 	exec(t, db.Pool, insertMessage, 1, 2)
 	exec(t, db.Pool, `update message set user_id = 2 where id = id_of(2)`)
 	exec(t, db.Pool, insertHistory, 1, 2, "failed")
-	exec(t, db.Pool, `insert into event (kind, object, user_id) values ('limit.near', 'x', 1)`)
+	exec(t, db.Pool, `insert into event (kind, object, user_id) values ('limit.near', 'x', 1), ('suppression.added', 'y', 2)`)
 	exec(t, db.Pool, insertMessage, 3, 3)
 	exec(t, db.Pool, `update message set voided_at = now() where id = id_of(3)`)
 	for _, tt := range []struct {
 		f    Filter
 		want string
 	}{
-		{Filter{}, "accepted 1, accepted 2, failed 1, failed 2, limit.near x"},
-		{Filter{UserID: 2}, "accepted 2, failed 2"},
+		{Filter{}, "accepted 1, accepted 2, failed 1, failed 2, limit.near x, suppression.added y"},
+		{Filter{UserID: 2}, "accepted 2, failed 2, suppression.added y"},
+		{Filter{UserID: 1}, "accepted 1, failed 1"},
 		{Filter{UserID: 1, Kinds: []Kind{Failed, Expired}}, "failed 1"},
 		{Filter{Kinds: []Kind{LimitNear}}, "limit.near x"},
 		{Filter{Since: time.Now().Add(time.Hour)}, ""},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -275,6 +276,11 @@ func TestHoldMeetsNewMail(t *testing.T) {
 			becomes(t, db, m.ID, "0 waiting;1 waiting")
 			if held(m.ID) != 2 {
 				t.Error("new mail is not held")
+			}
+			told := read(t, db, `select string_agg(n || ' ' || local || ' ' || reply_text, ', ' order by message_id, n) from history where result = 'hold'`)
+			who := map[int64]string{0: "user", 9: "credential"}[credential]
+			if want := strings.ReplaceAll("1 b the WHO is on hold: test, 0 a the WHO is on hold: test, 1 b the WHO is on hold: test", "WHO", who); told != want {
+				t.Errorf("the history has %s, want %s", told, want)
 			}
 			if _, a := enqueue(10); a.Held != (credential == 0) {
 				t.Errorf("mail by another credential: %v", a)

@@ -71,6 +71,9 @@ func TestHoldCatchesUpWithItsUser(t *testing.T) {
 		if n := count(t, db, `select count(*) from recipient where held_at is not null`); n != want {
 			t.Errorf("user %d: the hold caught up with %d recipients", user, n)
 		}
+		if n := count(t, db, `select count(*) from history where result = 'hold'`); n != 1 {
+			t.Errorf("user %d: the history has %d holds", user, n)
+		}
 		exec(t, db, `update recipient set held_at = null`)
 		exec(t, db, `delete from hold`)
 	}

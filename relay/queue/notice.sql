@@ -44,8 +44,10 @@ group by o.i, o.about, o.user_id
 with o as materialized (select message_id, n from recipient
 	where message_id = @message_id and n = any(@n::int[]) and owner is not distinct from @epoch for update),
 gone as (delete from recipient r using o where r.message_id = o.message_id and r.n = o.n and r.state <> 'waiting' returning r.message_id, r.n),
-kept as (update recipient r set owner = null, notice_at = null, delay_noticed = true, held_at = held_since(r.message_id, r.held_at) from o
-	where r.message_id = o.message_id and r.n = o.n and r.state = 'waiting'),
+back as (update recipient r set owner = null, notice_at = null, delay_noticed = true, held_at = held_since(r.message_id, r.held_at) from o
+	where r.message_id = o.message_id and r.n = o.n and r.state = 'waiting'
+	returning r.message_id, r.n, r.local, r.domain, r.held_at, r.doubt),
+held as (@tell_held),
 h as (insert into history (message_id, n, at, epoch, result, local, domain, node, reply_text)
 	select r.message_id, r.n, clock_timestamp(), @epoch, 'noticed', r.local, r.domain, @node, @text
 	from o join recipient r on r.message_id = o.message_id and r.n = o.n
@@ -68,6 +70,9 @@ update recipient set owner = null, held_at = held_since(message_id, held_at) whe
 
 -- name: release_notice
 -- Gives rows back whose notice could not be made.
-update recipient set owner = null, notice_at = now() + @wait::interval,
+with back as (update recipient set owner = null, notice_at = now() + @wait::interval,
 	held_at = case when state = 'waiting' then held_since(message_id, held_at) else held_at end
 where message_id = @message_id and n = any(@n::int[]) and owner is not distinct from @epoch and notice_at is not null
+returning message_id, n, local, domain, held_at, doubt),
+told as (@tell_held)
+select count(*) from back

@@ -98,7 +98,7 @@ lost as (
 	update notice t set lost = case when m.late or m.result = 'expired' then 'expired' else 'failed' end, lost_at = now()
 	from mine m
 	where t.message_id = m.message_id and m.fails and m.tell & 1 = 0 and t.lost is null),
-back as (
+released as (
 	update recipient r set owner = null, dot_possible = false, next_attempt_at = least(now() + m.retry_in, r.expires_at),
 		waits_for = case when m.code > 0 then nullif(m.waits_for, '') else r.waits_for end, stays_with = nullif(m.stays_with, ''),
 		scope = case when m.code > 0 then nullif(m.scope, '') else r.scope end,
@@ -112,7 +112,8 @@ back as (
 		reply_text = case when m.code > 0 then m.text else r.reply_text end,
 		remote_mta = case when m.code = 0 then r.remote_mta when m.ours then '' else m.mta end
 	from mine m
-	where r.message_id = m.message_id and r.n = m.n and m.released),
+	where r.message_id = m.message_id and r.n = m.n and m.released
+	returning r.message_id, r.n, r.local, r.domain, r.held_at, r.doubt),
 kept as (
 	update recipient r set owner = null, dot_possible = false,
 		state = case when m.fails then 'failed' else 'waiting' end,
@@ -139,7 +140,10 @@ kept as (
 			else m.text end,
 		remote_mta = case when m.ours then '' when m.result = 'expired' then r.remote_mta else m.mta end
 	from mine m
-	where r.message_id = m.message_id and r.n = m.n and not m.released and not (m.fails and m.tell & 1 = 0)),
+	where r.message_id = m.message_id and r.n = m.n and not m.released and not (m.fails and m.tell & 1 = 0)
+	returning r.message_id, r.n, r.local, r.domain, r.held_at, r.doubt),
+back as not materialized (select * from released union all select * from kept),
+held as (@tell_held),
 h as (
 	insert into history (message_id, n, at, epoch, result, started_at, local, domain, reply_code, reply_enhanced, reply_text,
 		remote_mta, remote_addr, tls, upstream, sent_as, node, outcome_unknown, possible_duplicate, dsn_passed, fenced, scope, left_ways)

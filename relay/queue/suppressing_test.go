@@ -36,6 +36,15 @@ func TestSuppressedFaults(t *testing.T) {
 			if n := count(t, db, `select count(*) from suppression`); n != 1 {
 				t.Errorf("%d entries in all", n)
 			}
+			m, d = put(t, q, true, "a@example.net")
+			alive = outcome(d, 0, Delivered)
+			alive.Upstream = "mx"
+			q.Settle(alive)
+			eventually(t, "all is settled", func() bool { return !q.inHand.has(m.ID) })
+			if n := count(t, db, `select count(*) from event where user_id = $1 and object = 'a@example.net'
+				and kind = case detail->>'by' when 'bounce' then 'suppression.added' when 'delivery' then 'suppression.removed' end`, m.UserID); n != 2 {
+				t.Errorf("%d of the feed's events of the beginning and the end", n)
+			}
 		})
 	}
 }

@@ -28,6 +28,7 @@ update recipient r set owner = null, dot_possible = false, waits_for = null, pos
 			when l.doubt = 'retry' and (select strict_gate from node where epoch = l.owner) then least(greatest(r.next_attempt_at, now() + @doubt_wait::interval), r.expires_at)
 			else greatest(r.next_attempt_at, now()) end
 	from lost l where r.message_id = l.message_id and r.n = l.n
+	returning r.message_id, r.n, r.local, r.domain, r.held_at, r.doubt
 
 -- name: reap
 -- Takes back rows of dead epochs, or with @one a single row of one. Those that their owner may
@@ -39,6 +40,7 @@ with lost as materialized (
 		or @one and r.message_id = @message_id and r.n = @n and r.owner = @epoch
 	limit @rows for update skip locked),
 back as (@take_back),
+held as (@tell_held),
 h as (insert into history (message_id, n, at, epoch, result, local, domain, node, reply_text, outcome_unknown, possible_duplicate)
 	select l.message_id, l.n, now(), l.owner, @lost_result, l.local, l.domain, coalesce(node.name, ''),
 		case when l.sent then 'The node that had this recipient is gone, it may have delivered'
@@ -57,6 +59,7 @@ with lost as materialized (
 	where @all and r.owner = @epoch or not @all and r.message_id = any(@message_id::uuid[]) and r.owner is not distinct from @epoch
 	limit @rows for update),
 back as (@take_back),
+held as (@tell_held),
 h as (insert into history (message_id, n, at, epoch, result, local, domain, node, reply_text, outcome_unknown, possible_duplicate)
 	select l.message_id, l.n, now(), l.owner, @lost_result, l.local, l.domain, coalesce(node.name, ''), 'The node had lost track of this recipient, it may have delivered', true, true
 	from lost l left join node on node.epoch = l.owner where l.sent

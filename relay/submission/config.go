@@ -99,16 +99,18 @@ type Config struct {
 	Current      Current     // asked by Recheck; nil: sessions keep what AUTH gave them
 	Sessions     Sessions    // nil: no limit but that of connections
 	Suppression  Suppression // nil: none
-	Queue        Queue
-	Keys         dkim.Keys       // mail of their domains gets a body hash; may be nil
-	Handoff      Handoff         // nil: messages are born waiting for a claim
-	Log          *maillog.Logger // mail events; nil: nowhere
-	System       *slog.Logger    // trouble that belongs to no message; nil: slog.Default()
-	Guard        *panics.Guard   // keeps what panics from ending the process; may be nil
-	Limits       Limits
-	Known        []netip.Prefix // where users have logged in recently; at most KnownNetworks are remembered
-	TempDir      string         // for bodies beyond Limits.MemoryBody; "": the system's
-	HideClient   bool           // leave the client's name and address out of Received
+	// Refused hears of recipients that a user may not write to at all; it does not block. May be nil.
+	Refused    func(user int64, to smtp.Address, r smtp.Reply)
+	Queue      Queue
+	Keys       dkim.Keys       // mail of their domains gets a body hash; may be nil
+	Handoff    Handoff         // nil: messages are born waiting for a claim
+	Log        *maillog.Logger // mail events; nil: nowhere
+	System     *slog.Logger    // trouble that belongs to no message; nil: slog.Default()
+	Guard      *panics.Guard   // keeps what panics from ending the process; may be nil
+	Limits     Limits
+	Known      []netip.Prefix // where users have logged in recently; at most KnownNetworks are remembered
+	TempDir    string         // for bodies beyond Limits.MemoryBody; "": the system's
+	HideClient bool           // leave the client's name and address out of Received
 }
 
 // Limits bound the resources that clients can use. Zero takes the default

@@ -60,7 +60,11 @@ func TestSuppressedRecipients(t *testing.T) {
 		t.Run(string(tt.what)+" "+tt.to, func(t *testing.T) {
 			t.Parallel()
 			list := &fakeSuppression{entries: map[int64]string{7: "dead@example.net", 0: "*@blocked.test"}}
-			ts := startServer(t, func(cfg *Config) { cfg.Suppression = list })
+			var told []string
+			ts := startServer(t, func(cfg *Config) {
+				cfg.Suppression = list
+				cfg.Refused = func(_ int64, to smtp.Address, r smtp.Reply) { told = append(told, to.String()+" "+r.String()) }
+			})
 			ts.verifier.id = auth.Identity{Suppressed: tt.what}
 			c := ts.login(t)
 			c.cmd(250, "MAIL FROM:<alice@example.com>")
@@ -72,6 +76,9 @@ func TestSuppressedRecipients(t *testing.T) {
 			c.send(smallMessage + ".\r\n")
 			c.expect(250)
 			c.cmd(221, "QUIT")
+			if (tt.code == 550) != (len(told) == 1) || len(told) == 1 && !strings.HasPrefix(told[0], tt.to+" 550 5.") {
+				t.Errorf("the feed hears %q", told)
+			}
 			rcpts := ts.queue.all()[0].Rcpts
 			if tt.code == 250 && (len(rcpts) != 2 || rcpts[0].Suppressed != tt.suppressed) || rcpts[len(rcpts)-1].Suppressed {
 				t.Errorf("queued %+v", rcpts)

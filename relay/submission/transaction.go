@@ -195,6 +195,9 @@ func (s *session) refuseRcpt(to smtp.Address, r smtp.Reply, rule string) smtp.Re
 	s.tx.refused++
 	s.tx.putOff = s.tx.putOff || r.IsTemporary()
 	s.server.counts.refusedRecipients.Add(1)
+	if tell := s.server.cfg.Refused; tell != nil && r.IsPermanent() && to != (smtp.Address{}) {
+		tell(s.identity.UserID, to, r)
+	}
 	return s.refuse(smtp.StageRcpt, to, r, rule, nil)
 }
 

@@ -6,4 +6,5 @@
 // entry is missed by no more than that time, and none is ever made up. Bounces and deliveries change
 // entries in the transaction that settles them: an outcome that is fenced off changes nothing, and
 // one that is written twice changes an entry once. A Store is the admins'.
+// Each change is an event of the feed, in its transaction.
 package suppression

@@ -29,8 +29,8 @@ with bounce as (
 	order by m.user_id, u.address, u.at),
 there as materialized (
 	select s.user_id, s.address from bounce b join suppression s on s.user_id = b.user_id and s.address = b.address
-	order by s.user_id, s.address for update of s skip locked)
-insert into suppression as s (user_id, address, source, message_id, struck_at, reply, expires_at)
+	order by s.user_id, s.address for update of s skip locked),
+added as (insert into suppression as s (user_id, address, source, message_id, struck_at, reply, expires_at)
 select b.user_id, b.address, 'bounce', b.message_id, b.at, b.reply, clock_timestamp() + @span::interval
 from bounce b
 where (b.user_id, b.address) in (select there.user_id, there.address from there)
@@ -45,6 +45,10 @@ on conflict (user_id, address) do update set
 	changed = pg_current_xact_id()
 where s.expires_at <= clock_timestamp()
 	or s.source = 'bounce' and s.struck_at < (select m.accepted_at from message m where m.id = excluded.message_id)
+returning s.user_id, s.address, s.message_id, s.reply, s.strikes, s.expires_at)
+insert into event (kind, object, user_id, detail)
+select 'suppression.added', address, user_id, jsonb_build_object('by', 'bounce', 'message', message_id, 'reply', reply, 'bounces', strikes, 'expires', expires_at)
+from added
 
 -- name: delivered
 -- Removes the entries of bounces that came before these deliveries.
@@ -55,8 +59,9 @@ with gone as (
 		join suppression s on s.user_id = m.user_id and s.address = u.address and s.source = 'bounce' and s.struck_at < u.at
 	where exists (select from history h where h.message_id = u.message_id and h.n = u.n and h.at = u.at and h.epoch = u.epoch
 		and h.result = 'delivered' and not h.fenced)
-	order by s.user_id, s.address for update of s skip locked)
-delete from suppression s using gone where s.user_id = gone.user_id and s.address = gone.address
+	order by s.user_id, s.address for update of s skip locked),
+removed as (delete from suppression s using gone where s.user_id = gone.user_id and s.address = gone.address returning s.user_id, s.address)
+insert into event (kind, object, user_id, detail) select 'suppression.removed', address, user_id, jsonb_build_object('by', 'delivery') from removed
 
 -- name: hits
 update suppression s set hits = s.hits + u.n, last_hit_at = greatest(s.last_hit_at, u.at)
@@ -77,7 +82,7 @@ where s.user_id = old.user_id and s.address = old.address
 
 -- name: put
 -- Entries of admins, and those of bounces that are imported, take the place of what is there.
-insert into suppression as s (user_id, address, source, reason, reply, added_at, expires_at, struck_at)
+with put as (insert into suppression as s (user_id, address, source, reason, reply, added_at, expires_at, struck_at)
 select @user_id, u.address, u.source, u.reason, u.reply, coalesce(u.added_at, clock_timestamp()), u.expires_at,
 	case u.source when 'bounce' then coalesce(u.added_at, clock_timestamp()) end
 from unnest(@address::text[], @source::text[], @reason::text[], @reply::text[], @added_at::timestamptz[], @expires_at::timestamptz[])
@@ -86,9 +91,17 @@ order by u.address
 on conflict (user_id, address) do update set source = excluded.source, reason = excluded.reason, reply = excluded.reply,
 	added_at = excluded.added_at, expires_at = excluded.expires_at, struck_at = excluded.struck_at, message_id = null, strikes = 1,
 	changed = pg_current_xact_id()
+returning s.address, s.reason, s.expires_at)
+insert into event (kind, object, user_id, detail)
+select 'suppression.added', address, nullif(@user_id::bigint, 0), jsonb_build_object('by', 'admin', 'reason', reason, 'expires', expires_at) from put where not @imported
+union all
+select 'suppression.added', '', nullif(@user_id::bigint, 0), jsonb_build_object('by', 'import', 'count', count(*)) from put where @imported having count(*) > 0
 
 -- name: remove
-delete from suppression where user_id = @user_id and address = any(@addresses::text[]) returning address
+with gone as (delete from suppression where user_id = @user_id and address = any(@addresses::text[]) returning address),
+told as (insert into event (kind, object, user_id, detail)
+	select 'suppression.removed', address, nullif(@user_id::bigint, 0), jsonb_build_object('by', 'admin') from gone)
+select address from gone
 
 -- name: list
 -- The latest entries of a user, or those of an address.

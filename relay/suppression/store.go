@@ -14,7 +14,7 @@ import (
 )
 
 var (
-	sqlPut    = texts.Bind("put", "user_id", "address", "source", "reason", "reply", "added_at", "expires_at")
+	sqlPut    = texts.Bind("put", "user_id", "address", "source", "reason", "reply", "added_at", "expires_at", "imported")
 	sqlRemove = texts.Bind("remove", "user_id", "addresses")
 	sqlList   = texts.Bind("list", "any_user", "user_id", "address", "most")
 	sqlPage   = texts.Bind("page", "user_id", "after", "most")
@@ -86,7 +86,7 @@ func (s *Store) Add(ctx context.Context, o Owner, addresses []string, reason str
 	if expires != nil {
 		detail["expires"] = expires
 	}
-	return list, s.put(ctx, o, list, audit.Deed{Action: "suppression add", Object: o.String(), Detail: detail})
+	return list, s.put(ctx, o, list, false, audit.Deed{Action: "suppression add", Object: o.String(), Detail: detail})
 }
 
 // Import adds entries as Check leaves them, Chunk by Chunk, as Add does; done hears how many are written.
@@ -95,7 +95,7 @@ func (s *Store) Import(ctx context.Context, o Owner, entries []Entry, done func(
 	written := 0
 	deeds := []audit.Deed{{Action: "suppression import", Object: o.String(), Detail: map[string]any{"entries": len(entries)}}}
 	for part := range slices.Chunk(entries, Chunk) {
-		if err := s.put(ctx, o, part, deeds...); err != nil {
+		if err := s.put(ctx, o, part, true, deeds...); err != nil {
 			return fmt.Errorf("%d of %d entries are imported: %w", written, len(entries), err)
 		}
 		deeds = nil // one for all
@@ -105,7 +105,7 @@ func (s *Store) Import(ctx context.Context, o Owner, entries []Entry, done func(
 	return nil
 }
 
-func (s *Store) put(ctx context.Context, o Owner, part []Entry, deeds ...audit.Deed) error {
+func (s *Store) put(ctx context.Context, o Owner, part []Entry, imported bool, deeds ...audit.Deed) error {
 	var source, reason, reply []string
 	var added, expires []*time.Time
 	for i := range part {
@@ -114,7 +114,7 @@ func (s *Store) put(ctx context.Context, o Owner, part []Entry, deeds ...audit.D
 		expires, added = append(expires, e.ExpiresAt), append(added, nullTime(e.AddedAt))
 	}
 	err := s.change(ctx, func(ctx context.Context, tx pgx.Tx) ([]audit.Deed, error) {
-		_, err := tx.Exec(ctx, sqlPut, o.UserID, addressesOf(part), source, reason, reply, added, expires)
+		_, err := tx.Exec(ctx, sqlPut, o.UserID, addressesOf(part), source, reason, reply, added, expires, imported)
 		return deeds, err
 	})
 	if err != nil {

@@ -245,3 +245,32 @@ func TestRemove(t *testing.T) {
 		t.Error(err, count())
 	}
 }
+
+// TestEvents: the feed has an event for each change, and of an import one for each transaction.
+func TestEvents(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, alice, all := suppression.NewStore(db.Pool, "root"), suppression.Owner{UserID: 1, Name: "alice@example.com"}, suppression.Owner{}
+	many := make([]suppression.Entry, suppression.Chunk+1)
+	for i := range many {
+		many[i].Address = fmt.Sprintf("b%d@y.test", i)
+	}
+	many, err := suppression.Check(alice, many)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, add := store.Add(t.Context(), alice, []string{"a@x.test", "b@x.test"}, "why", nil)
+	_, block := store.Add(t.Context(), all, []string{"*@z.test"}, "", nil)
+	err = errors.Join(add, block, store.Remove(t.Context(), alice, []string{"b@x.test"}), store.Import(t.Context(), alice, many, func(int) {}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told string
+	if err := db.Pool.QueryRow(t.Context(), `select string_agg(concat_ws(' ', user_id, kind, nullif(object, ''), detail->>'by', detail->>'count', detail->>'reason'), ', ' order by id) from event`).Scan(&told); err != nil {
+		t.Fatal(err)
+	}
+	if want := "1 suppression.added a@x.test admin why, 1 suppression.added b@x.test admin why, suppression.added *@z.test admin , " +
+		"1 suppression.removed b@x.test admin, 1 suppression.added import 1000, 1 suppression.added import 1"; told != want {
+		t.Errorf("%s, want %s", told, want)
+	}
+}

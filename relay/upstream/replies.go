@@ -103,5 +103,5 @@ func (s *Store) recordReply(ctx context.Context, tx pgx.Tx, action, name string,
 	if w.Wait > 0 {
 		detail["wait"] = w.Wait.String()
 	}
-	return audit.Record(ctx, tx, s.actor, audit.Deed{Action: action, Object: name, Detail: detail})
+	return s.record(ctx, tx, "upstream.changed", audit.Deed{Action: action, Object: name, Detail: detail})
 }

@@ -114,7 +114,7 @@ func (s *Store) Add(ctx context.Context, a Account) error {
 		if err := budget.Check(ctx, tx, a.Budget); err != nil {
 			return err
 		}
-		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "upstream add", Object: a.Name, Detail: a.detail()})
+		return s.record(ctx, tx, "upstream.added", audit.Deed{Action: "upstream add", Object: a.Name, Detail: a.detail()})
 	})
 	if pg.Code(err) == pg.UniqueViolation {
 		return refusal.Exists("an upstream named %q exists already; 'postern upstream set' changes it", a.Name)
@@ -122,6 +122,20 @@ func (s *Store) Add(ctx context.Context, a Account) error {
 	if err != nil && !refusal.Is(err) {
 		return fmt.Errorf("add upstream: %w", err)
 	}
+	return err
+}
+
+const tellChange = `insert into event (kind, object, detail) values ($1, $2, $3)`
+
+// record puts a change of an account into the audit and into the feed of events, in its transaction.
+func (s *Store) record(ctx context.Context, tx pgx.Tx, kind string, d audit.Deed) error {
+	if err := audit.Record(ctx, tx, s.actor, d); err != nil {
+		return err
+	}
+	if d.Detail == nil {
+		d.Detail = map[string]any{}
+	}
+	_, err := tx.Exec(ctx, tellChange, kind, d.Object, d.Detail)
 	return err
 }
 
@@ -203,7 +217,7 @@ func (s *Store) Change(ctx context.Context, name string, change func(*Account) e
 		if _, err := tx.Exec(ctx, `select hurry_breaker($1)`, name); err != nil {
 			return err
 		}
-		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "upstream set", Object: name, Detail: changes(was, a)})
+		return s.record(ctx, tx, "upstream.changed", audit.Deed{Action: "upstream set", Object: name, Detail: changes(was, a)})
 	})
 	if err != nil && !refusal.Is(err) {
 		return a, fmt.Errorf("change upstream: %w", err)
@@ -383,9 +397,9 @@ where name = $1 and (paused_at is null) = $2 returning true`
 // Pause lets the mail of an account wait, or no longer, and reports whether that is a change.
 // Errors: refusal.ErrNotFound.
 func (s *Store) Pause(ctx context.Context, name string, pause bool) (changed bool, err error) {
-	action := "upstream resume"
+	action, kind := "upstream resume", "upstream.resumed"
 	if pause {
-		action = "upstream pause"
+		action, kind = "upstream pause", "upstream.paused"
 	}
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if err := Require(ctx, tx, []string{name}); err != nil {
@@ -398,7 +412,7 @@ func (s *Store) Pause(ctx context.Context, name string, pause bool) (changed boo
 		if err != nil {
 			return err
 		}
-		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: action, Object: name})
+		return s.record(ctx, tx, kind, audit.Deed{Action: action, Object: name})
 	})
 	if err != nil && !refusal.Is(err) {
 		return false, fmt.Errorf("%s: %w", action, err)
@@ -418,7 +432,7 @@ func (s *Store) Remove(ctx context.Context, name string) error {
 		if tag.RowsAffected() == 0 {
 			return unknownName(name)
 		}
-		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "upstream remove", Object: name})
+		return s.record(ctx, tx, "upstream.removed", audit.Deed{Action: "upstream remove", Object: name})
 	})
 	switch {
 	case pg.Code(err) == pg.ForeignKeyViolation:

@@ -361,7 +361,7 @@ func TestPins(t *testing.T) {
 	}
 }
 
-// The mail of a paused upstream waits, and it is none that cannot be used.
+// The mail of a paused upstream waits, and it is none that cannot be used. The feed hears of each change.
 func TestPause(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
@@ -395,6 +395,20 @@ func TestPause(t *testing.T) {
 		t.Errorf("%v, want ErrNotFound", err)
 	}
 	wantAudit(t, db, []string{"upstream add sink", "upstream pause sink {}", "upstream resume sink {}"})
+	if _, err := s.Change(ctx, "sink", func(a *Account) error { a.Port = 2525; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove(ctx, "sink"); err != nil {
+		t.Fatal(err)
+	}
+	var told string
+	if err := db.Pool.QueryRow(ctx, `select string_agg(kind || case kind when 'upstream.added' then '' else ' ' || detail::text end, ', ' order by id) from event
+		where object = 'sink' and user_id is null`).Scan(&told); err != nil {
+		t.Fatal(err)
+	}
+	if want := `upstream.added, upstream.paused {}, upstream.resumed {}, upstream.changed {"port": 2525}, upstream.removed {}`; told != want {
+		t.Errorf("the feed has %s, want %s", told, want)
+	}
 }
 
 // Rows that an admin has added come first, in their order.

@@ -108,7 +108,8 @@ func (f *front) build(ctx context.Context, next *back) error {
 	cfg := submission.Config{
 		Hostname: f.node.hostname, Listeners: f.listeners, Certificates: f.certs,
 		Verifier: f.verifier, Current: f.verifier, Sessions: f.sessions, Suppression: f.node.suppressing.list,
-		Queue: f.node.queue, Log: f.node.mail, System: f.node.Log, Guard: f.node.guard, TempDir: s.SpoolDir, HideClient: !s.ShowClientAddress,
+		Refused: f.node.suppressing.refused.Add,
+		Queue:   f.node.queue, Log: f.node.mail, System: f.node.Log, Guard: f.node.guard, TempDir: s.SpoolDir, HideClient: !s.ShowClientAddress,
 		Limits: f.limits(), Keys: f.node.signing.ring,
 	}
 	limited, cancel := context.WithTimeout(ctx, startTime)

@@ -7,14 +7,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"postern/admin"
+	"postern/relay/refused"
 	"postern/relay/suppression"
 )
 
-// suppressing follows the suppression list.
+// suppressing follows the suppression list, and tells of the recipients that were refused.
 type suppressing struct {
-	list *suppression.List
-	stop context.CancelFunc
-	loop sync.WaitGroup
+	list    *suppression.List
+	refused *refused.Counter
+	stop    context.CancelFunc
+	loop    sync.WaitGroup
 }
 
 // buildSuppression gives it connections of its own: many clients may ask, and mail goes on.
@@ -24,6 +26,7 @@ func (n *Node) buildSuppression(ctx context.Context) error {
 		return err
 	}
 	n.suppressing.list = suppression.New(suppression.Config{DB: pool, Log: n.Log})
+	n.suppressing.refused = refused.NewCounter(pool, n.name, n.Log)
 	return nil
 }
 
@@ -32,6 +35,7 @@ func (n *Node) startSuppression() {
 	loop, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.loop.Go(func() { n.guard.Keep(loop, "suppressions", func() { s.list.Run(loop) }) })
+	s.loop.Go(func() { n.guard.Keep(loop, "refused recipients", func() { s.refused.Run(loop) }) })
 }
 
 func (s *suppressing) close() {
