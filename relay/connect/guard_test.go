@@ -2,6 +2,7 @@ package connect
 
 import (
 	"context"
+	"net/netip"
 	"testing"
 
 	"postern/internal/dnstest"
