@@ -115,8 +115,12 @@ func brief(text string) string {
 	return pg.Storable(text)
 }
 
-// isOurs reports that this machine had no descriptor, port or memory for a connection.
+// isOurs reports that this process ended the request, or that this machine had no descriptor, port or memory
+// for a connection.
 func isOurs(err error) bool {
+	if errors.Is(err, context.Canceled) {
+		return true
+	}
 	for _, want := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL} {
 		if errors.Is(err, want) {
 			return true

@@ -100,7 +100,7 @@ func (s *Sender) count(name, result string, n int) {
 	}
 }
 
-// Run sends until ctx ends, and then lets requests end that have begun.
+// Run sends until ctx ends; requests that have begun have 3 seconds more.
 func (s *Sender) Run(ctx context.Context) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
@@ -188,7 +188,7 @@ func (s *Sender) end() {
 	for _, w := range s.working {
 		w.stop()
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), postTime+callTime)
+	ctx, cancel := context.WithTimeout(context.Background(), grace+callTime)
 	defer cancel()
 	if await.All(ctx, s.loops.Wait) != nil {
 		return // the leases end by themselves

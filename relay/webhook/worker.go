@@ -33,6 +33,7 @@ const (
 	batch       = 64               // events that are sent before what became of them is written
 	placeEvery  = 10 * time.Second // a place is written that moved over unwanted events
 	expireEvery = time.Minute
+	grace       = 3 * time.Second
 	trouble     = 5 * time.Second // after an error of the database, or of this machine
 )
 
@@ -55,6 +56,8 @@ type worker struct {
 	ended chan struct{}
 
 	// Of the loop alone.
+	sending context.Context // of requests
+	cut     context.CancelFunc
 	client  *client
 	reach   *Reach // that the client was made with
 	secrets []Secret
@@ -94,6 +97,10 @@ func (w *worker) run(ctx context.Context) {
 			w.client.close()
 		}
 	}()
+	// Requests have a moment to end after the worker is stopped.
+	w.sending, w.cut = context.WithCancel(context.WithoutCancel(ctx))
+	defer w.cut()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(grace, w.cut) })()
 	for ctx.Err() == nil && !w.lost {
 		again, err := w.step(ctx)
 		if err != nil && !w.failing && ctx.Err() == nil {
@@ -335,8 +342,7 @@ func (w *worker) send(ctx context.Context, jobs []job, atOnce, failures int) []t
 		t.job = jobs[n]
 		group.Go(func() {
 			defer func() { <-places }()
-			// A request that has begun ends by itself.
-			a := w.client.post(context.WithoutCancel(ctx), w.secrets, t.id.String(), []byte(t.body))
+			a := w.client.post(w.sending, w.secrets, t.id.String(), []byte(t.body))
 			t.Answer = a
 			mu.Lock()
 			defer mu.Unlock()
