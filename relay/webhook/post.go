@@ -15,7 +15,10 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/google/uuid"
+
 	"postern/internal/pg"
+	"postern/relay/feed"
 )
 
 const (
@@ -138,4 +141,21 @@ func bare(err error) error {
 		return with.Err
 	}
 	return err
+}
+
+// Sample is an event to try an endpoint with, and its id.
+func Sample(name string, now time.Time) (id string, body []byte, err error) {
+	e := feed.Event{ID: uuid.New(), Kind: Test, At: now.UTC().Truncate(time.Microsecond), Object: name}
+	text, err := encode(&e, false)
+	return e.ID.String(), []byte(text), err
+}
+
+// Send sends one event from this process. Errors: those of Allow.Parse.
+func Send(ctx context.Context, r Reach, endpoint string, secrets []Secret, id string, body []byte) (Answer, error) {
+	c, err := newClient(r, endpoint, 1)
+	if err != nil {
+		return Answer{}, err
+	}
+	defer c.close()
+	return c.post(ctx, secrets, id, body), nil
 }

@@ -138,7 +138,7 @@ func until(t testing.TB, what string, is func() bool) {
 	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for end := time.Now().Add(20 * time.Second); !is(); <-tick.C {
+	for end := time.Now().Add(2 * time.Minute); !is(); <-tick.C {
 		if time.Now().After(end) {
 			t.Fatalf("%s: it did not happen", what)
 		}
