@@ -111,11 +111,11 @@ func (c *client) exchange(ctx context.Context, secrets []Secret, id string, body
 
 // brief is the part of an answer that is kept, as it can be stored and shown.
 func brief(text string) string {
-	text = strings.ToValidUTF8(text, "\uFFFD")
-	for len(text) > keptAnswer {
+	text = pg.Storable(text)
+	if len(text) > keptAnswer {
 		text = strings.ToValidUTF8(text[:keptAnswer], "")
 	}
-	return pg.Storable(text)
+	return text
 }
 
 // isOurs reports that this process ended the request, or that this machine had no descriptor, port or memory
