@@ -27,6 +27,7 @@ import (
 	"postern/relay/smtp"
 	"postern/relay/submission"
 	"postern/relay/upstream"
+	"postern/relay/webhook"
 )
 
 // Config is the configuration file: what belongs to one node. Everything that an
@@ -54,6 +55,7 @@ type Config struct {
 	DNS        DNS        `toml:"dns"`
 	OAuth      OAuth      `toml:"oauth"`
 	Retention  Retention  `toml:"retention"`
+	Webhooks   Webhooks   `toml:"webhooks"`
 	Log        Log        `toml:"log"`
 	Admin      Admin      `toml:"admin"`
 }
@@ -148,6 +150,20 @@ func (d *Delivery) Origin() upstream.Origin {
 type Retention struct {
 	Audit          Duration `toml:"audit" least:"1d"`
 	Correspondents Duration `toml:"correspondents" least:"1d"`
+}
+
+type Webhooks struct {
+	// Allow are the endpoints that need neither https nor a public address.
+	Allow []string `toml:"allow" reload:"yes"`
+}
+
+// Reach is how endpoints are reached.
+func (w *Webhooks) Reach() (webhook.Reach, error) {
+	allow, err := webhook.ParseAllow(w.Allow)
+	if err != nil {
+		return webhook.Reach{}, fmt.Errorf("webhooks.allow: %w", err)
+	}
+	return webhook.Reach{Allow: allow}, nil
 }
 
 type Log struct {
@@ -318,6 +334,9 @@ func (c *Config) validate() error {
 		return fmt.Errorf("delivery: %w", err)
 	}
 	if _, err := c.DNS.Config(); err != nil {
+		return err
+	}
+	if _, err := c.Webhooks.Reach(); err != nil {
 		return err
 	}
 	if err := c.OAuth.validate(); err != nil {
