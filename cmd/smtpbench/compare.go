@@ -25,6 +25,7 @@ type compareFlags struct {
 	secret    bool
 	limits    string
 	dkim      string
+	copies    string
 	asJSON    bool
 }
 
@@ -56,6 +57,7 @@ docs/benchmark.md says how to read the figures.`,
 	flags.BoolVar(&f.secret, "secret", false, "log in to Postern with a generated secret instead of a password")
 	flags.StringVar(&f.limits, "limit", "", "messages over time that Postern holds the account to, such as `1000000/h,5000000/d`")
 	flags.StringVar(&f.dkim, "dkim", "", "have Postern sign with these keys: rsa or both")
+	flags.StringVar(&f.copies, "duplicates", "", "`span` for which Postern recognises copies of a message, 0 to turn it off (default: Postern's)")
 	flags.BoolVar(&f.asJSON, "json", false, "print every round as JSON")
 	return cmd
 }
@@ -106,7 +108,7 @@ func (f *compareFlags) start(ctx context.Context, l *lab, stderr io.Writer) ([]*
 		}
 		program = filepath.Join(filepath.Dir(self), "postern")
 	}
-	relay := relayConfig{program: program, settings: f.settings, secret: f.secret, limits: f.limits, dkim: f.dkim}
+	relay := relayConfig{program: program, settings: f.settings, secret: f.secret, limits: f.limits, dkim: f.dkim, copies: f.copies}
 	if f.profile != "" {
 		relay.profile = filepath.Join(f.profile, "postern.pprof")
 	}

@@ -31,6 +31,7 @@ type relayConfig struct {
 	secret   bool              // log in with a generated secret
 	limits   string            // messages over time, or ""
 	dkim     string            // the keys that sign, or ""
+	copies   string            // for how long they are recognised, or "" for the default
 }
 
 // postern starts a private PostgreSQL server with full durability and the relay on
@@ -71,7 +72,7 @@ func (p *posternRelay) log() string    { return filepath.Join(p.dir, "postern.lo
 
 // launch sets the relay up and returns when it accepts connections.
 func (p *posternRelay) launch(ctx context.Context, l *lab, config relayConfig) (*target, error) {
-	port, err := p.configure(ctx, l)
+	port, err := p.configure(ctx, l, config.copies)
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +98,7 @@ func (p *posternRelay) launch(ctx context.Context, l *lab, config relayConfig) (
 
 // configure makes the schema, the account, the route and the configuration, and
 // returns the port that the relay will listen on.
-func (p *posternRelay) configure(ctx context.Context, l *lab) (int, error) {
+func (p *posternRelay) configure(ctx context.Context, l *lab, copies string) (int, error) {
 	port, err := serve.FreePort()
 	if err != nil {
 		return 0, err
@@ -116,6 +117,9 @@ spool_dir = %q
 [admin]
 address = "127.0.0.1:0"
 `, port, l.certFile, l.keyFile, p.dir)
+	if copies != "" {
+		text += fmt.Sprintf("[queue]\nduplicates = %q\n", copies)
+	}
 	if err := os.WriteFile(p.config(), []byte(text), 0o600); err != nil {
 		return 0, err
 	}

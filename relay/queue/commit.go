@@ -144,6 +144,11 @@ func (c *committer) commit(mail []*submittal) {
 			c.q.log.Warn("queue: the fate of a commit is unknown, asking again", "messages", len(mail), "error", err)
 			c.resolve(mail, err)
 			return
+		case hasCopy(err):
+			for _, j := range mail {
+				j.checked = true
+			}
+			continue
 		case len(apart(mail, err)) > 1:
 			for _, part := range apart(mail, err) {
 				c.commit(part)
@@ -330,16 +335,17 @@ func (c *committer) refuse(mail []*submittal, err error) {
 	}
 }
 
-// The statement of a group commit, for mail without limits and keys, for other mail, and for a
-// commit in doubt. Mail without limits and keys does not pay for them.
+// The statement of a group commit, for mail without limits and keys, for mail with keys and without
+// limits, for other mail, and for a commit in doubt. Mail without limits and keys does not pay for them.
 var (
-	sqlEnqueue       = bindEnqueue(pg.Constants{"judged": "false", "again": "false"})
-	sqlEnqueueJudged = bindEnqueue(pg.Constants{"judged": "true", "again": "false"})
-	sqlEnqueueAgain  = bindEnqueue(pg.Constants{"judged": "true", "again": "true"})
+	sqlEnqueue       = bindEnqueue("enqueue", pg.Constants{"judged": "false", "again": "false"})
+	sqlEnqueueKeyed  = bindEnqueue("enqueue_keyed", pg.Constants{"judged": "false", "again": "false"})
+	sqlEnqueueJudged = bindEnqueue("enqueue", pg.Constants{"judged": "true", "again": "false"})
+	sqlEnqueueAgain  = bindEnqueue("enqueue", pg.Constants{"judged": "true", "again": "true"})
 )
 
-func bindEnqueue(constants pg.Constants) string {
-	return texts.BindWith("enqueue", constants, pg.Names(new(group).arguments)...)
+func bindEnqueue(name string, constants pg.Constants) string {
+	return texts.BindWith(name, constants, pg.Names(new(group).arguments)...)
 }
 
 func (c *committer) insert(ctx context.Context, conn *pgx.Conn, mail []*submittal, again bool) error {
@@ -402,6 +408,7 @@ func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *submitta
 	if known, err := isKnown(ctx, conn, j); err != nil {
 		return err
 	} else if known {
+		j.checked = true
 		return c.insertLargeRows(ctx, conn, j, false)
 	}
 	tx, err := conn.Begin(ctx)
@@ -707,6 +714,8 @@ func (g *group) statement(q *Queue, mail []*submittal, again bool, d *decision) 
 		sql = sqlEnqueueAgain
 	case g.charges.None() && len(g.dupKey) == 0:
 		sql = sqlEnqueue
+	case g.charges.None() && !mail[0].checked:
+		sql = sqlEnqueueKeyed
 	default:
 		sql = sqlEnqueueJudged
 	}

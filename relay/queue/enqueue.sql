@@ -4,6 +4,28 @@
 -- leave empty is null.
 
 -- name: enqueue
+-- For mail whose keys are looked at (@judged), or that has none.
+with fence as materialized (select from node where epoch = @epoch and reaped_at is null),
+keyed as (select),
+@enqueued
+
+-- name: enqueue_keyed
+-- For mail with keys of duplicates, which are nearly always new: puts them in before all else, and fails
+-- by duplicate_pkey if one is there. A transaction that has one is waited for, but not long: others'
+-- mail waits too.
+with fence as materialized (select from node where epoch = @epoch and reaped_at is null),
+hurry as materialized (select current_setting('lock_timeout') as patience, set_config('lock_timeout', '1s', true)),
+keys as (
+	insert into duplicate (key, message_id, until, content, n)
+	select k.key, (@id::uuid[])[k.message], clock_timestamp() + make_interval(secs => k.span), nullif(k.content, '00000000-0000-0000-0000-000000000000'), k.n
+	from unnest(@key::uuid[], @key_message::integer[], @key_n::integer[], @key_span::integer[], @key_content::uuid[]) k(key, message, n, span, content)
+	where exists (select from hurry) and exists (select from fence)
+	order by k.key
+	returning n),
+keyed as materialized (select set_config('lock_timeout', hurry.patience, true) from hurry, (select count(*) from keys) k),
+@enqueued
+
+-- part: enqueued
 -- Inserts nothing if the epoch is dead. Mail of a user on hold is born owned like other mail,
 -- and held when it is released; what is returned of it keeps it from delivery. Nearly always
 -- nobody is on hold, and that is all that is looked at then.
@@ -14,7 +36,6 @@
 -- (its rows may be finished and gone by now, so they are inserted only with their message),
 -- and a word to the server's log makes it write even then. An earlier try that commits only
 -- now makes it fail by the key of its message.
-with fence as materialized (select from node where epoch = @epoch and reaped_at is null),
 judged as materialized (
 	select v.* from admit(@id::uuid[], @again, @epoch::bigint, @node::text, @accepted_at::timestamptz[],
 		@key::uuid[], @key_message::integer[], @key_n::integer[], @key_span::integer[], @key_content::uuid[],
@@ -43,6 +64,7 @@ m as (
 	where (@again or exists (select from fence))
 		and (not @judged or not exists (select from judged) or u.id not in (select v.id from judged v where v.refused))
 		and (not @again or (select stored.id from message stored where stored.id = u.id) is null)
+		and exists (select from keyed)
 	returning id),
 b as (
 	insert into body (message_id, n, chunk)

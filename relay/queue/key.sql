@@ -1,8 +1,8 @@
 -- Keys of duplicates, beside the function admit (key.go).
 
 -- name: is_known
--- Says whether one of these keys counts.
-select exists (select from duplicate where key = any(@keys::uuid[]) and until > clock_timestamp())
+-- Says whether one of these keys is in the table.
+select exists (select from duplicate where key = any(@keys::uuid[]))
 
 -- name: lock_keys
 -- Waits for a transaction that accepts a duplicate of a message that is being voided, and keeps

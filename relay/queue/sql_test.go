@@ -35,7 +35,7 @@ func TestPlansUseKeys(t *testing.T) {
 	}
 	all := pgtest.Statements(t, texts.Bound)
 	for _, name := range []string{"delivered, again false", "delivered, again true", "undelivered, again false", "undelivered, again true", "await_outcomes", "gate", "claim",
-		"enqueue, again false, judged false", "enqueue, again false, judged true", "enqueue, again true, judged true", "lock_keys", "promised", "void_keys", "is_known", "told"} {
+		"enqueue, again false, judged false", "enqueue, again false, judged true", "enqueue, again true, judged true", "enqueue_keyed, again false, judged false", "lock_keys", "promised", "void_keys", "is_known", "told"} {
 		description, err := conn.Prepare(ctxOf(t), name, all[name])
 		if err != nil {
 			t.Fatal(err)
@@ -112,14 +112,14 @@ func TestCommitIsDurableByItself(t *testing.T) {
 	checked := 0
 	for name, sql := range pgtest.Statements(t, texts.Bound) {
 		switch text, _, _ := strings.Cut(name, ","); text { // before a flag
-		case "enqueue", "delivered", "undelivered", "gate", "reap", "hand_back", "set_aside", "told", "notice_exists", "void_message":
+		case "enqueue", "enqueue_keyed", "delivered", "undelivered", "gate", "reap", "hand_back", "set_aside", "told", "notice_exists", "void_message":
 			checked++
 			if !strings.Contains(sql, "durably()") {
 				t.Errorf("%s does not see to its own durability", name)
 			}
 		}
 	}
-	if checked != 16 {
+	if checked != 17 {
 		t.Errorf("%d statements were looked at", checked)
 	}
 }

@@ -52,9 +52,15 @@ var storageFull = smtp.Temporary(452, 3, 1, "Message storage is full, try again 
 
 // isTaken reports that a message's own id is in the table already: an earlier try was
 // committed after all. Ids are random, so it cannot be another message's.
-func isTaken(err error) bool {
+func isTaken(err error) bool { return isIn(err, "message_pkey") }
+
+// hasCopy reports that a key of the group is in the table: some message may be a duplicate.
+func hasCopy(err error) bool { return isIn(err, "duplicate_pkey") }
+
+// isIn reports that a row that was to be inserted is in the table of a primary key already.
+func isIn(err error, key string) bool {
 	var said *pgconn.PgError
-	return errors.As(err, &said) && said.Code == "23505" && said.ConstraintName == "message_pkey"
+	return errors.As(err, &said) && said.Code == "23505" && said.ConstraintName == key
 }
 
 // isLocked reports a lock that was waited for too long.
@@ -63,7 +69,8 @@ func isLocked(err error) bool { return pg.Code(err) == "55P03" }
 // ofKey reports that such a lock was of a duplicate's key, and not of a limit.
 func ofKey(err error) bool {
 	var said *pgconn.PgError
-	return errors.As(err, &said) && strings.Contains(said.Where, "admit(") && !strings.Contains(said.Where, "charge_usage(")
+	return errors.As(err, &said) && (strings.Contains(said.Where, "duplicate_pkey") ||
+		strings.Contains(said.Where, "admit(") && !strings.Contains(said.Where, "charge_usage("))
 }
 
 // worthAnother reports a conflict that a second try may not meet.
