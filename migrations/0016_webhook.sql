@@ -43,7 +43,7 @@ create table webhook_retry (
 	primary key (webhook_id, event_id),
 	check (isfinite(next_at) and isfinite(first_at))
 ) with (autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_threshold = 500);
--- What is due.
+-- Finds the events that are due.
 create index webhook_retry_next on webhook_retry (webhook_id, next_at);
 
 -- The last tries of each webhook.

@@ -1,5 +1,5 @@
-// Package special tells private, local and reserved addresses from those of the public network. Whoever
-// connects to hosts that strangers choose refuses them.
+// Package special tells private, local and reserved addresses from those of the public network. Connections
+// to hosts that strangers choose refuse them.
 package special
 
 import (

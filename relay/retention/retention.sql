@@ -36,8 +36,8 @@ select looked.again or looked.n = @messages, (select count(*) from old), set_con
 -- name: unread
 -- Before what is deleted: older than @keep, but what an active webhook has not had is kept for 96 hours.
 -- An event may become visible minutes after its time.
-select least(clock_timestamp() - @keep::interval, (select greatest(min(w.place_at) - interval '10 minutes', clock_timestamp() - interval '96 hours')
-	from webhook w where w.state = 'active'))
+select least(clock_timestamp() - @keep::interval, (select greatest(w.oldest - interval '10 minutes', clock_timestamp() - interval '96 hours')
+	from (select min(place_at) as oldest from webhook where state = 'active') w where w.oldest is not null))
 
 -- name: forget_nodes
 -- Deletes dead epochs that no row names any more. They are remembered for longer than any commit is

@@ -3,6 +3,8 @@ package webhook
 import (
 	"context"
 	"errors"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -123,6 +125,7 @@ func inner(t *testing.T) (*httptest.Server, *atomic.Int32) {
 			n.Add(1)
 		}
 	}
+	s.Config.ErrorLog = log.New(io.Discard, "", 0) // of clients that trust it not
 	s.StartTLS()
 	t.Cleanup(s.Close)
 	return s, &n

@@ -95,9 +95,7 @@ func (s *Sender) Count() map[Tries]int64 {
 func (s *Sender) count(name, result string, n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n > 0 {
-		s.tries[Tries{name, result}] += int64(n)
-	}
+	s.tries[Tries{name, result}] += int64(n)
 }
 
 // Run sends until ctx ends; requests that have begun have 3 seconds more.
@@ -167,6 +165,9 @@ func (s *Sender) assign(list []*hook) {
 			ctx, w.stop = context.WithCancel(context.Background())
 			w.hook.Store(h)
 			s.working[h.id] = w
+			for _, result := range []string{Taken, Failed, GivenUp} {
+				s.count(h.name, result, 0)
+			}
 			s.loops.Go(func() {
 				defer close(w.ended)
 				s.cfg.Guard.Keep(ctx, "webhook "+h.name, func() { w.run(ctx) })

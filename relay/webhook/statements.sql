@@ -17,7 +17,7 @@ from webhook where owner = @owner and state = 'active' and lease_until > clock_t
 update webhook set owner = null, lease_until = null where owner = @owner
 
 -- name: look
--- What a process must know before it sends: the place, how long nothing is to be sent, and whether
+-- A process asks before it sends: for the place, how long nothing is to be sent, and whether
 -- there is no room for further retries.
 select cursor, lenient, failures, greatest(coalesce(extract(epoch from wait_until - clock_timestamp()), 0), 0)::float8,
 	exists (select from webhook_retry r where r.webhook_id = w.id offset @most)
@@ -71,7 +71,7 @@ update webhook set given_up = given_up + (select count(*) from old) where id = @
 returning (select count(*) from old)
 
 -- name: list
--- All webhooks. What is behind is the oldest event that waits: in the feed, unless this is read to its end, or for another try.
+-- All webhooks. A webhook is behind by the age of the oldest event that waits, in the feed or for another try.
 select w.id, w.name, w.url, coalesce(u.name, ''), w.kinds, w.state, w.reason, w.at_once, w.failures, w.given_up, w.created_at,
 	w.wait_until, w.gone_until, w.gone_at, w.old_until, coalesce(r.waiting, 0),
 	greatest(0, extract(epoch from clock_timestamp() - least(w.place_at, r.oldest)))::float8

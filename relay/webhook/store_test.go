@@ -204,11 +204,15 @@ func TestTwoSenders(t *testing.T) {
 	}
 	_, stop := b.run()
 	b.run()
-	until(t, "each has some", func() bool { return b.int(`select count(distinct owner) from webhook`) == 2 && b.int(`select count(*) from webhook where owner is null`) == 0 })
+	until(t, "each has some", func() bool {
+		return b.int(`select count(distinct owner) from webhook`) == 2 && b.int(`select count(*) from webhook where owner is null`) == 0
+	})
 	b.happen(20, 1)
 	until(t, "all are sent", func() bool { return b.each(r, 6, 20) })
 	stop()
-	until(t, "one has all", func() bool { return b.int(`select count(distinct owner) from webhook`) == 1 && b.int(`select count(*) from webhook where owner is null`) == 0 })
+	until(t, "one has all", func() bool {
+		return b.int(`select count(distinct owner) from webhook`) == 1 && b.int(`select count(*) from webhook where owner is null`) == 0
+	})
 	b.happen(20, 1)
 	until(t, "all are sent again", func() bool { return b.each(r, 6, 40) })
 }

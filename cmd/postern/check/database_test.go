@@ -108,6 +108,9 @@ func databaseFaults() []fault {
 		{"node.twice", `"relay.test" was taken over`, takenOver},
 		{"db.old-transaction", "process", openTransaction},
 		{"feed.held", "process", heldFeed},
+		{"webhook.disabled", "webhook a: gone", sql(insertWebhook + `values ('a', 'disabled', 'gone', now(), null, null, 'https://example.com', 8, '', '')`)},
+		{"webhook.behind", "2h0m0s behind", sql(insertWebhook + `values ('a', 'active', '', now() - interval '2 hours', null, null, 'https://example.com', 8, '', '')`)},
+		{"webhook.gone", "events until", sql(insertWebhook + `values ('a', 'active', '', now(), now(), now(), 'https://example.com', 8, '', '')`)},
 		{"db.dead-rows", "app_user", deletedRows},
 		{"db.wraparound", "transactions since", bound(func(b *bounds) { b.frozen = 0 })},
 		{"db.room-low", "free", bound(func(b *bounds) { b.low = 1 << 60 })},
@@ -469,3 +472,5 @@ func TestCheckJudgesTheRoom(t *testing.T) {
 		}
 	}
 }
+
+const insertWebhook = `insert into webhook (name, state, reason, place_at, gone_until, gone_at, url, at_once, cursor, secret) `

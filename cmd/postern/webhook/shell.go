@@ -40,7 +40,7 @@ type Shell struct {
 func (s Shell) Webhook() *cobra.Command {
 	return s.Noun("webhook", "HTTP endpoints that are sent events",
 		s.verb(s.add()), s.verb(s.list()), s.verb(s.show()), s.verb(s.test()), s.verb(s.verify()), s.verb(s.rotate()),
-		s.verb(s.move("pause NAME", "send nothing for a while", "Sends nothing until 'postern webhook resume'. What happens meanwhile is sent then, as far as it is still kept:\nwithout an active webhook nothing is kept longer than [queue] history.", "is paused", (*webhook.Store).Pause)),
+		s.verb(s.move("pause NAME", "send nothing for a while", "Sends nothing until 'postern webhook resume'. Events that happen meanwhile are sent then, as far as\nthey are still kept: for a paused webhook, no longer than [queue] history.", "is paused", (*webhook.Store).Pause)),
 		s.verb(s.move("resume NAME", "end a pause", "Sends again, first what waits for another try, and then what happened since.", "is active", (*webhook.Store).Resume)),
 		s.verb(s.move("enable NAME", "send again to an endpoint that answered 410", "Makes a webhook active again that its endpoint has disabled by the answer 410. Nothing is lost that is still kept.", "is active", (*webhook.Store).Enable)),
 		s.verb(s.replay()),
