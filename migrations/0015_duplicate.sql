@@ -1,5 +1,5 @@
--- Mail that is submitted twice: docs/duplicates.md. Written by the package relay/queue through the
--- function admit.
+-- Mail that is submitted twice: docs/duplicates.md. Written by the package relay/queue: the keys
+-- of most mail by the statement enqueue_keyed, what else by the function admit.
 
 -- One row for each recipient of a stored message that a second copy is told from: by its key, a hash
 -- of the user, the content and the recipient, and until a time. The row with n -1 is of a key of

@@ -19,6 +19,10 @@ import (
 	"postern/relay/queue/reserve"
 )
 
+// waryStatements is how many statements look whose keys are in the table (admit) after one failed
+// since a key was. Copies come in loops, and PostgreSQL logs each failure.
+const waryStatements = 64
+
 // Committers of each kind: while one waits for its commit, the next gathers.
 const (
 	smallCommitters = 2
@@ -144,10 +148,9 @@ func (c *committer) commit(mail []*submittal) {
 			c.q.log.Warn("queue: the fate of a commit is unknown, asking again", "messages", len(mail), "error", err)
 			c.resolve(mail, err)
 			return
-		case hasCopy(err):
-			for _, j := range mail {
-				j.checked = true
-			}
+		case hasCopy(err) && c.group.wary == 0:
+			c.group.wary = waryStatements
+			try--
 			continue
 		case len(apart(mail, err)) > 1:
 			for _, part := range apart(mail, err) {
@@ -408,7 +411,7 @@ func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *submitta
 	if known, err := isKnown(ctx, conn, j); err != nil {
 		return err
 	} else if known {
-		j.checked = true
+		c.group.wary = max(c.group.wary, 1)
 		return c.insertLargeRows(ctx, conn, j, false)
 	}
 	tx, err := conn.Begin(ctx)
@@ -486,6 +489,7 @@ type group struct {
 	dupMessage, dupN, dupSpan    []int32
 	keyed, hasORcpt, hashed      bool // some key is not the domain; some recipient has an ORCPT, some message a hash
 	needsTLS, tagged             bool // some message has a TLSNeed; tags or metadata
+	wary                         int  // so many statements look for copies first
 	args                         pg.Args
 }
 
@@ -563,7 +567,7 @@ func (g *group) reset() {
 		bodyID: g.bodyID[:0], bodyN: g.bodyN[:0], chunk: g.chunk[:0], buf: g.buf[:0],
 		dot: g.dot[:0], rMessage: g.rMessage[:0], rN: g.rN[:0], tell: g.tell[:0], notify: g.notify[:0],
 		key: g.key[:0], rLocal: g.rLocal[:0], rDomain: g.rDomain[:0], rType: g.rType[:0], orcpt: g.orcpt[:0],
-		dupKey: g.dupKey[:0], dupContent: g.dupContent[:0], dupMessage: g.dupMessage[:0], dupN: g.dupN[:0], dupSpan: g.dupSpan[:0], args: g.args,
+		dupKey: g.dupKey[:0], dupContent: g.dupContent[:0], dupMessage: g.dupMessage[:0], dupN: g.dupN[:0], dupSpan: g.dupSpan[:0], wary: g.wary, args: g.args,
 	}
 	if cap(g.buf) > groupBytes/4 {
 		g.buf = nil
@@ -714,9 +718,10 @@ func (g *group) statement(q *Queue, mail []*submittal, again bool, d *decision) 
 		sql = sqlEnqueueAgain
 	case g.charges.None() && len(g.dupKey) == 0:
 		sql = sqlEnqueue
-	case g.charges.None() && !mail[0].checked:
+	case g.charges.None() && g.wary == 0:
 		sql = sqlEnqueueKeyed
 	default:
+		g.wary = max(g.wary-1, 0)
 		sql = sqlEnqueueJudged
 	}
 	return sql, g.args.Values, results

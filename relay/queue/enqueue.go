@@ -33,9 +33,6 @@ type submittal struct {
 	body   content.Body
 	epoch  int64
 	parked bool // to be released when it is committed
-	// checked says that a key of its group is in the table: whose is looked at before anything is
-	// inserted (admit). Nearly always all keys are new.
-	checked bool
 	until  time.Time
 	taken  atomic.Bool // by a committer, or by its own timeout
 	done   chan result // buffered

@@ -88,12 +88,12 @@ select (select count(*) from m), durably(),
 	a.refused, a.used, a.retry_at, a.near, a.near_used, a.copied, a.copied_n, a.first,
 	case when @again then pg_logical_emit_message(true, 'postern', 'a commit in doubt, again')::text end
 from (values (1)) one left join lateral (
-	select array_agg(v.charge order by v.charge) filter (where v.charge is not null and v.refused) as refused,
-		array_agg(v.used order by v.charge) filter (where v.charge is not null and v.refused) as used,
-		array_agg(v.retry_at order by v.charge) filter (where v.charge is not null and v.refused) as retry_at,
-		array_agg(v.charge order by v.charge) filter (where v.id is null) as near,
-		array_agg(v.used order by v.charge) filter (where v.id is null) as near_used,
-		array_agg(v.id order by v.id, v.n) filter (where v.n is not null) as copied,
-		array_agg(v.n order by v.id, v.n) filter (where v.n is not null) as copied_n,
-		array_agg(v.first order by v.id, v.n) filter (where v.n is not null) as first
+	select array_agg(v.charge) filter (where v.charge is not null and v.refused) as refused,
+		array_agg(v.used) filter (where v.charge is not null and v.refused) as used,
+		array_agg(v.retry_at) filter (where v.charge is not null and v.refused) as retry_at,
+		array_agg(v.charge) filter (where v.id is null) as near,
+		array_agg(v.used) filter (where v.id is null) as near_used,
+		array_agg(v.id) filter (where v.n is not null) as copied,
+		array_agg(v.n) filter (where v.n is not null) as copied_n,
+		array_agg(v.first) filter (where v.n is not null) as first
 	from judged v) a on @judged
