@@ -1,0 +1,66 @@
+package queue
+
+import (
+	"runtime"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// Sessions that are ready to submit come into the group, though every processor is busy. Not
+// parallel: it changes how many processors there are.
+func TestCommitterYields(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	const sessions = 3
+	for try := 1; ; try++ { // the scheduler may choose the committer first
+		c := &committer{mail: make(chan *submittal, sessions), limit: groupMessages}
+		for range sessions {
+			go func() { c.mail <- &submittal{} }()
+		}
+		c.yield()
+		n := len(c.mail)
+		if n == sessions {
+			return
+		}
+		if try == 10 {
+			t.Fatalf("%d of %d messages are in the group", n, sessions)
+		}
+	}
+}
+
+// A group of outcomes waits for more of them, until there are enough or it has waited long enough.
+func TestSettlePauses(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name  string
+		every time.Duration // between two outcomes
+		waits time.Duration
+		more  int // outcomes meanwhile
+	}{
+		{"none", time.Hour, 20 * time.Millisecond, 0},
+		{"few", 3 * time.Millisecond, 20 * time.Millisecond, 6},
+		{"enough", 300 * time.Microsecond, 10 * time.Millisecond, 33},
+		{"many", 70 * time.Microsecond, 5 * time.Millisecond, 71},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s := &settles{in: make(chan ending, settleQueue)}
+				var sender sync.WaitGroup
+				defer sender.Wait()
+				sender.Go(func() {
+					for range 200 {
+						time.Sleep(tc.every)
+						s.in <- ending{}
+					}
+				})
+				began := time.Now()
+				s.pause()
+				if waits, more := time.Since(began), len(s.in); waits != tc.waits || more != tc.more {
+					t.Errorf("waits %v for %d more, want %v and %d", waits, more, tc.waits, tc.more)
+				}
+			})
+		})
+	}
+}
