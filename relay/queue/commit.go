@@ -29,8 +29,9 @@ const (
 // How a committer of small messages lets others run before it gathers.
 const (
 	yields      = 8                    // at most
-	yieldTime   = 5 * time.Millisecond // the last begins before
-	yieldEnough = 8                    // messages that wait
+	yieldEnough = 8                    // messages that wait: it gathers
+	busyTime    = 2 * time.Millisecond // if yielding takes longer, all processors are busy
+	busyWait    = 4 * time.Millisecond
 )
 
 // commits is the accepting half: the committers, and the voider behind them.
@@ -146,7 +147,11 @@ func (c *committer) yield() {
 	began := time.Now()
 	for range yields {
 		runtime.Gosched()
-		if len(c.mail) >= yieldEnough || time.Since(began) >= yieldTime {
+		if len(c.mail) >= yieldEnough {
+			return
+		}
+		if time.Since(began) >= busyTime {
+			time.Sleep(busyWait) // what clients have sent is looked for every 10 ms now
 			return
 		}
 	}
