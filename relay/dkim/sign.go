@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -25,9 +26,11 @@ var (
 // rule says how often a field is named: as often as it is there and so many times more, or never.
 func rule(name string) (more int, signed bool) {
 	switch {
+	case slices.Contains(always, name), slices.Contains(ifThere, name):
+		return 1, true
 	case !plain(name), name == "content-length": // servers take that one off (Postfix, message_drop_headers)
 		return 0, false
-	case slices.Contains(always, name), slices.Contains(ifThere, name), strings.HasPrefix(name, "content-"):
+	case strings.HasPrefix(name, "content-"):
 		return 1, true
 	}
 	// Lists and resenders add theirs on the way.
@@ -49,20 +52,24 @@ func plain(name string) bool {
 // the same octets. The error is a key's.
 func Sign(header []byte, keys []Key, bodyHash []byte, at time.Time) ([]byte, error) {
 	names, data := signed(header)
-	all := make([]byte, 0, 1024*len(keys))
+	tags := lastTags(names, bodyHash)
+	all := make([]byte, 0, (len(tags)+fieldRoom)*len(keys))
 	for _, k := range keys {
-		field := unsigned(k, names, bodyHash, at)
-		digest := sha256.Sum256(bytes.TrimSuffix(appendRelaxed(data, "dkim-signature", field), crlf))
+		start := len(all)
+		all = append(k.appendFirstTags(all, at), tags...) // the field up to its last tag, b=, which is empty
+		digest := sha256.Sum256(bytes.TrimSuffix(appendRelaxed(data, "dkim-signature", all[start:]), crlf))
 		signature, err := k.sign(digest[:])
 		if err != nil {
 			return nil, fmt.Errorf("sign with %s._domainkey.%s: %w", k.Selector, k.Domain, err)
 		}
-		all = append(all, field...)
 		all = appendFolded(all, base64.StdEncoding.EncodeToString(signature))
 		all = append(all, crlf...)
 	}
 	return all, nil
 }
+
+// fieldRoom is for a signature field without its lastTags, as a rule.
+const fieldRoom = 640
 
 func (k Key) sign(digest []byte) ([]byte, error) {
 	if k.Algorithm == Ed25519 { // RFC 8463 section 3: the hash is the message
@@ -71,10 +78,17 @@ func (k Key) sign(digest []byte) ([]byte, error) {
 	return k.Signer.Sign(rand.Reader, digest, crypto.SHA256)
 }
 
-// unsigned is a signature field up to its last tag, b=, which is empty.
-func unsigned(k Key, names []string, bodyHash []byte, at time.Time) []byte {
-	b := make([]byte, 0, 1024)
-	b = fmt.Appendf(b, "DKIM-Signature: v=1; a=%s-sha256; c=relaxed/relaxed;\r\n\td=%s; s=%s; t=%d;\r\n\th=", k.Algorithm, k.Domain, k.Selector, at.Unix())
+// appendFirstTags adds the tags of a signature field that depend on its key.
+func (k Key) appendFirstTags(b []byte, at time.Time) []byte {
+	for _, text := range []string{"DKIM-Signature: v=1; a=", string(k.Algorithm), "-sha256; c=relaxed/relaxed;\r\n\td=", k.Domain, "; s=", k.Selector, "; t="} {
+		b = append(b, text...)
+	}
+	return append(strconv.AppendInt(b, at.Unix(), 10), ";\r\n\t"...)
+}
+
+// lastTags are those that all keys' signatures have in common.
+func lastTags(names []string, bodyHash []byte) []byte {
+	b := append(make([]byte, 0, 1024), "h="...)
 	column := len("\th=")
 	for i, name := range names {
 		if i > 0 {
@@ -118,6 +132,7 @@ func signed(header []byte) (names []string, data []byte) {
 		named[f.name] = append(named[f.name], f)
 	}
 	data = make([]byte, 0, len(header)+1024) // with room for our own field
+	names = make([]string, 0, 2*len(order))
 	for _, name := range order {
 		more, _ := rule(name)
 		if len(names)+len(named[name])+more > maxNamed {
@@ -140,8 +155,9 @@ type field struct {
 	octets []byte // with its last CRLF
 }
 
-func split(header []byte) (fields []field) {
-	start, at := 0, 0 // of the last field, and of the line
+func split(header []byte) []field {
+	fields := make([]field, 0, 32) // more than most have
+	start, at := 0, 0              // of the last field, and of the line
 	for line := range bytes.Lines(header) {
 		end := at + len(line)
 		if len(bytes.TrimRight(line, "\r\n")) == 0 {

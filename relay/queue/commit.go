@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -27,6 +28,14 @@ const waryStatements = 64
 const (
 	smallCommitters = 2
 	largeCommitters = 4
+)
+
+// How a committer of small messages lets others run before it gathers.
+const (
+	yields      = 8                    // at most
+	yieldEnough = 8                    // messages that wait: it gathers
+	busyTime    = 2 * time.Millisecond // if yielding takes longer, all processors are busy
+	busyWait    = 4 * time.Millisecond
 )
 
 // commits is the accepting half: the committers, and the voider behind them.
@@ -115,6 +124,9 @@ type committer struct {
 func (c *committer) run() {
 	defer c.s.Close()
 	for first := range c.mail {
+		if c.limit > 1 {
+			c.yield()
+		}
 		var size int64
 		mail := gather(first, c.mail, c.limit, func(j *submittal) bool {
 			size += j.m.Size
@@ -128,6 +140,23 @@ func (c *committer) run() {
 		}
 		if mine = c.distinct(mine); len(mine) > 0 {
 			c.commit(mine)
+		}
+	}
+}
+
+// yield lets sessions run that are about to submit, so that their messages come into the same group. It
+// takes microseconds unless all processors are busy, for instance with DKIM signatures: then messages
+// would come one by one, and each transaction costs as much as several messages.
+func (c *committer) yield() {
+	began := time.Now()
+	for range yields {
+		runtime.Gosched()
+		if len(c.mail) >= yieldEnough {
+			return
+		}
+		if time.Since(began) >= busyTime {
+			time.Sleep(busyWait) // what clients have sent is looked for every 10 ms now
+			return
 		}
 	}
 }

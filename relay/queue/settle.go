@@ -20,9 +20,13 @@ import (
 )
 
 const (
-	settleGroup = 512                  // outcomes in one statement
-	settleQueue = 8192                 // outcomes that wait before Settle blocks
-	settlePause = 5 * time.Millisecond // nobody waits for an outcome: gather a little
+	settleGroup = 512  // outcomes in one statement
+	settleQueue = 8192 // outcomes that wait before Settle blocks
+	settleSoon  = 32   // outcomes that are written without waiting for more
+
+	// Nobody waits for an outcome: a group waits for more, for so many pauses.
+	settlePause  = 5 * time.Millisecond
+	settlePauses = 4
 )
 
 // faultNotice is how long after acceptance a sender hears of a delay that is the relay's fault: the
@@ -139,9 +143,7 @@ func (s *settles) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case first := <-s.in:
-			if len(s.in) < settleGroup {
-				time.Sleep(settlePause)
-			}
+			s.pause()
 			s.write(ctx, gather(first, s.in, settleGroup, nil), false)
 		case <-s.last:
 			for len(s.in) > 0 {
@@ -149,6 +151,13 @@ func (s *settles) run(ctx context.Context) {
 			}
 			return
 		}
+	}
+}
+
+// pause waits for more outcomes.
+func (s *settles) pause() {
+	for n := 0; n < settlePauses && len(s.in) < settleSoon; n++ {
+		time.Sleep(settlePause)
 	}
 }
 
