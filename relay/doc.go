@@ -13,6 +13,7 @@
 //	refused          tells of recipients that were refused, once a minute
 //	anomaly          holds the mail of a user whose account looks compromised
 //	feed             what became of mail, as a sequence of events
+//	alert            mails what is wrong to the people who run this
 //	retention        deletes old data
 //	certificate      the certificates that the listeners present
 //	acme             certificates from an ACME CA, shared by all nodes
