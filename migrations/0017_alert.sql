@@ -1,6 +1,6 @@
 -- Alerts by mail (docs/alerts.md). Written by the package relay/alert.
 
--- What each node has found wrong, at its last looks. Primary key: the node's next look.
+-- The findings of each node's last looks. Primary key: the node's next look.
 create table alert_finding (
 	since   timestamptz not null default now(),
 	seen_at timestamptz not null default now(),

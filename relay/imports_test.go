@@ -86,7 +86,7 @@ var arrows = map[string]string{
 	"cmd/postern/trial":     "cmd/postern/check cmd/postern/config cmd/postern/screen relay/connect relay/smtp relay/upstream relay/upstream/oauth",
 	"cmd/smtpbench":         "internal/owned internal/peers internal/pgserver internal/serve",
 
-	"cmd/postern/alerts":     "internal/refusal relay/alert",
+	"cmd/postern/alerts":     "relay/alert",
 	"cmd/postern/recipients": "auth cmd/postern/screen internal/refusal internal/units relay/suppression",
 
 	"internal/pg":           "internal/panics",

@@ -186,7 +186,7 @@ func (a *Alerts) mail(ctx context.Context, looked bool) error {
 	if what != nothing {
 		return a.send(ctx, s, what, found, func(id queue.ID) (string, []any) { return sqlMail, []any{append([]string{}, keys...), id, s.mailed} })
 	}
-	// What has ended and comes back is news.
+	// A finding that has ended and comes back is news.
 	left := slices.DeleteFunc(slices.Clone(s.told), func(key string) bool { return !slices.Contains(keys, key) })
 	if len(left) == len(s.told) || len(left) == 0 {
 		return nil

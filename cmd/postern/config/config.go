@@ -54,6 +54,7 @@ type Config struct {
 	DNS        DNS        `toml:"dns"`
 	OAuth      OAuth      `toml:"oauth"`
 	Retention  Retention  `toml:"retention"`
+	Alerts     Alerts     `toml:"alerts"`
 	Log        Log        `toml:"log"`
 	Admin      Admin      `toml:"admin"`
 }
@@ -148,6 +149,32 @@ func (d *Delivery) Origin() upstream.Origin {
 type Retention struct {
 	Audit          Duration `toml:"audit" least:"1d"`
 	Correspondents Duration `toml:"correspondents" least:"1d"`
+}
+
+// Alerts says who gets mail about what is wrong: docs/alerts.md.
+type Alerts struct {
+	Mail []string `toml:"mail" reload:"yes"`
+}
+
+// mostAlerted bounds the addresses of alerts.
+const mostAlerted = 20
+
+// Addresses are those of Mail.
+func (a *Alerts) Addresses() (list []smtp.Address, err error) {
+	if len(a.Mail) > mostAlerted {
+		return nil, fmt.Errorf("alerts: mail has %d addresses, at most %d are allowed", len(a.Mail), mostAlerted)
+	}
+	for _, text := range a.Mail {
+		address, err := smtp.ParseRecipient(text)
+		if err == nil && (address.NeedsUTF8() || address.Domain == "") {
+			err = errors.New("it needs a domain, and only ASCII")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("alerts: mail: %q: %w", text, err)
+		}
+		list = append(list, address)
+	}
+	return list, nil
 }
 
 type Log struct {
@@ -321,6 +348,9 @@ func (c *Config) validate() error {
 		return err
 	}
 	if err := c.OAuth.validate(); err != nil {
+		return err
+	}
+	if _, err := c.Alerts.Addresses(); err != nil {
 		return err
 	}
 	return checkBounds("", reflect.ValueOf(*c))
