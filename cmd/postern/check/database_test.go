@@ -118,6 +118,13 @@ func databaseFaults() []fault {
 			values (gen_random_uuid(), 0, 1, now(), now(), 'its size is -1', 0, 0, 'x', 'a', 'x', '', '')`)},
 		{"queue.in-doubt", "1 recipient in doubt", sql(`insert into recipient (message_id, n, user_id, expires_at, held_at, doubt, stays_with, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
 			values (gen_random_uuid(), 0, 1, now(), now(), 'hold', 'out', 0, 0, 'x', 'a', 'x', '', '')`)},
+		{"queue.held", "1 recipient", sql(`insert into recipient (message_id, n, user_id, expires_at, held_at, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
+			values (gen_random_uuid(), 0, 1, now(), now(), 0, 0, 'x', 'a', 'x', '', '')`)},
+		{"queue.held", "on hold: alice: why", sql(`with u as (insert into app_user (name) values ('alice') returning id) insert into hold (user_id, reason, made_by) select id, 'why', 'root' from u`)},
+		{"queue.lost", "1", sql(`insert into notice (message_id, about, user_id, again, kind, lost, lost_at) values (gen_random_uuid(), gen_random_uuid(), 1, false, 'failure', 'failed', now())`)},
+		{"alerts.undelivered", "-", sql(`with m as (update alert set mailed_at = now() - interval '61 minutes', message_id = gen_random_uuid() returning message_id)
+			insert into recipient (message_id, n, user_id, expires_at, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
+			select message_id, 0, 0, now(), 0, 0, 'x', 'a', 'x', '', '' from m`)},
 		{"db.full", "since", sql(`update room set full_at = now()`)},
 		{"db.room-none", "free", bound(func(b *bounds) { b.none = 1 << 60 })},
 		{"db.connections", "20 allowed, and this node may open 33", func(t *testing.T, p *patient) {

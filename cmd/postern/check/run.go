@@ -39,6 +39,11 @@ func areas() []area {
 	}
 }
 
+// byNode reports an area that a running node looks at as well.
+func (a area) byNode() bool {
+	return !slices.Contains([]string{"config", "port", "admin", "account", "dns", "spf", "mx", "relay"}, a.name)
+}
+
 // Areas are the names that --only takes.
 func Areas() (names []string) {
 	for _, a := range areas() {
@@ -113,7 +118,7 @@ func (c *checkup) chosen() (list []area) {
 		case a.name == "config" && c.bad != nil:
 			list = append(list, a)
 		case len(c.opts.Only) > 0 && !slices.Contains(c.opts.Only, a.name):
-		case a.online && c.opts.Offline:
+		case a.online && c.opts.Offline, c.running && !a.byNode():
 		case a.name == "mx" && len(c.opts.MX) == 0:
 		default:
 			list = append(list, a)
