@@ -87,10 +87,12 @@ func (c *checkup) databaseURL(ctx context.Context) (string, error) {
 		}
 		opened := make(chan result, 2)
 		c.background.Go(func() {
-			err := database.With(ctx, c.cfg.Database, func(_ context.Context, url string) error {
-				opened <- result{url: url}
-				<-c.over
-				return nil
+			err := guard.Try("check", func() error {
+				return database.With(ctx, c.cfg.Database, func(_ context.Context, url string) error {
+					opened <- result{url: url}
+					<-c.over
+					return nil
+				})
 			})
 			opened <- result{err: err}
 		})

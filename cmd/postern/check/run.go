@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"postern/admin/health"
+	"postern/internal/panics"
 )
 
 // area is a part of the check that --only can choose.
@@ -100,11 +101,11 @@ func (c *checkup) run(ctx context.Context) []health.Finding {
 	c.over = make(chan struct{})
 	chosen := c.chosen()
 	found := make([][]health.Finding, len(chosen))
-	var wg sync.WaitGroup
+	var all panics.Group
 	for i, a := range chosen {
-		wg.Go(func() { found[i] = c.lookAt(ctx, a) })
+		all.Go(func() { found[i] = c.lookAt(ctx, a) })
 	}
-	wg.Wait()
+	all.Wait()
 	close(c.over)
 	c.background.Wait()
 	return slices.Concat(found...)
@@ -133,20 +134,22 @@ func (c *checkup) lookAt(ctx context.Context, a area) []health.Finding {
 		r.skip(a.name, "the configuration file cannot be used")
 		return r.close()
 	}
-	done := make(chan struct{})
+	done := make(chan error, 1)
 	go func() {
-		defer close(done)
-		a.look(c, ctx, r)
+		done <- guard.Try("check", func() error { a.look(c, ctx, r); return nil })
 	}()
+	var err error
 	select {
-	case <-done:
-		return r.close()
+	case err = <-done:
 	case <-ctx.Done():
+		select {
+		case err = <-done:
+		case <-time.After(grace):
+			r.add("check.unfinished", a.name, "not done after %s", c.limit)
+		}
 	}
-	select {
-	case <-done:
-	case <-time.After(grace):
-		r.add("check.unfinished", a.name, "not done after %s", c.limit)
+	if err != nil {
+		r.skip(a.name, "%v", err)
 	}
 	return r.close()
 }
