@@ -194,7 +194,9 @@ func TestGoneByRetention(t *testing.T) {
 	if w := b.show("a"); w.GoneUntil == nil || w.GoneAt == nil {
 		t.Errorf("%+v", w)
 	}
-	until(t, "it goes on", func() bool {
+	until(t, "they are settled", func() bool { return b.int(`select count(*) from webhook_try`) == 4 })
+	b.happen(1, 1)
+	until(t, "it goes on as any other", func() bool {
 		return b.int(`select count(*) from webhook where not lenient`) == 1
 	})
 }
