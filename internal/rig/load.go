@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -25,9 +24,8 @@ type Load struct {
 	Seed   uint64
 	Shape  func(random *rand.Rand) Shape
 
-	serial atomic.Int64
-	stop   context.CancelFunc
-	done   sync.WaitGroup
+	stop context.CancelFunc
+	done sync.WaitGroup
 }
 
 // Start lets the clients begin.
@@ -112,7 +110,7 @@ func (w *worker) submit(c *Client, node *Node) error {
 	l := w.load
 	shape := l.Shape(w.random)
 	s := Sent{
-		ID:   "m" + strconv.FormatUint(l.Seed, 36) + "x" + strconv.FormatInt(l.serial.Add(1), 10) + "x",
+		ID:   "m" + strconv.FormatUint(l.Seed, 36) + "x" + strconv.FormatInt(l.Rig.sent.Add(1), 10) + "x",
 		Node: node.Name, From: shape.From, Date: w.random.IntN(4) > 0, Fate: NotSent,
 	}
 	message := text(s.ID, shape, s.Date, w.random)

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -45,6 +46,7 @@ type Rig struct {
 	tls    *tls.Config
 	pgDir  string
 	pool   *pgxpool.Pool
+	sent   atomic.Int64 // messages of its loads: no two of them are equal
 
 	mu       sync.Mutex
 	postgres *pgserver.Server // nil: a server that other rigs use too

@@ -630,7 +630,7 @@ func TestReserve(t *testing.T) {
 	server := smtptest.Start(t, smtptest.Config{Hooks: map[smtptest.Phase]smtptest.Hook{smtptest.PhaseMail: smtptest.Always(smtptest.Stall())}})
 	q := newFakeQueue()
 	e := newEngine(q, Config{Routes: routes{def: upstreamAt(server)}, Messages: 5, Memory: 3 * int64(len(text)), InMemory: 1000})
-	e.Start()
+	// It starts when all has been asked: its upstream has no room either, and that has a pause.
 	for range 2 {
 		if !e.Reserve(1, int64(len(text))) {
 			t.Fatal("no room where there is some")
@@ -650,6 +650,7 @@ func TestReserve(t *testing.T) {
 	if !e.Reserve(2, 2000) {
 		t.Error("no room for another user")
 	}
+	e.Start()
 	stop(t, e)
 	if e.Reserve(1, 1) {
 		t.Error("room after Shutdown")
