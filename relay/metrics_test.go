@@ -52,6 +52,7 @@ func busyNode(t *testing.T) *rig.Node {
 	if said := r.Refused("upstream", "test", "mailbox"); !strings.Contains(said, "failed at token") {
 		t.Fatal(said)
 	}
+	r.Postern("", "webhook", "add", "https://hooks.test/", "--all")
 	r.Postern("", "dkim", "add", "signed.test", "--algorithm", "ed25519")
 	node := r.Node(rig.NodeConfig{Name: "solo"})
 	load := newLoad(t, r, node)
@@ -91,7 +92,8 @@ func TestMetrics(t *testing.T) {
 	// On a busy machine the first reading of the queue may come after the first page.
 	awaitPage(t, node.Admin(), "/metrics", "the queue was read", func(_ int, body string) bool {
 		return strings.Contains(body, "\npostern_database_up 1\n") && strings.Contains(body, "\npostern_upstream_budget_waiting") &&
-			strings.Contains(body, "\npostern_upstream_login_needed{upstream=\"mailbox\"} 1\n")
+			strings.Contains(body, "\npostern_upstream_login_needed{upstream=\"mailbox\"} 1\n") &&
+			strings.Contains(body, "\npostern_webhook_disabled{webhook=\"hooks.test\"} 0\n") && strings.Contains(body, "\npostern_webhook_events_total")
 	})
 	status, page := scrape(t, node, "/metrics")
 	if status != http.StatusOK {

@@ -91,7 +91,7 @@ command 'postern man DIR' writes the manual pages.`,
 	root.PersistentFlags().StringVar(&a.source.DatabaseURL, "database-url", "", "PostgreSQL `URL`, without a password; overrides POSTERN_DATABASE_URL and the config file")
 	root.AddCommand(
 		a.serveCmd(), a.demoCmd(), a.checkCmd(), a.healthcheckCmd(), a.migrateCmd(), a.versionCmd(),
-		a.userCmd(), a.credentialCmd(), a.senderCmd(), a.recipients().Recipient(), a.recipients().Suppression(), a.limitCmd(), a.explainCmd(), a.anomalyCmd(), a.auditCmd(), a.eventsCmd(), alerts.Command(a.stdout, a.recipients().With, noun, noArguments),
+		a.userCmd(), a.credentialCmd(), a.senderCmd(), a.recipients().Recipient(), a.recipients().Suppression(), a.limitCmd(), a.explainCmd(), a.anomalyCmd(), a.auditCmd(), a.eventsCmd(), alerts.Command(a.stdout, a.recipients().With, noun, noArguments), a.webhook().Webhook(),
 		a.upstreamCmd(), a.routeCmd(), a.queueCmd(), a.traceCmd(), a.dkimCmd(), a.transportCmd(), a.certificateCmd(), a.keyCmd(), a.completionCmd(), a.manCmd(),
 	)
 	root.CompletionOptions.DisableDefaultCmd = true // ours is a noun as the others

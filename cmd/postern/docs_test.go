@@ -441,6 +441,7 @@ var followed = map[string]string{
 	"docs/oauth.md":                       "TestOAuthPage",
 	"docs/transport.md":                   "TestTransportPage",
 	"docs/suppression.md":                 "TestSuppressionPage",
+	"docs/webhooks.md":                    "TestWebhooksPage",
 }
 
 // No page has commands that nobody has thought of running.

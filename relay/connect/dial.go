@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"postern/internal/share"
+	"postern/internal/special"
 	"postern/relay/smtp"
 	"postern/relay/transport"
 	"postern/relay/upstream"
@@ -40,7 +41,7 @@ func New(cfg Config) *Dialer {
 	d.free.Timeout = cfg.ConnectTime
 	d.guarded.Timeout = cfg.ConnectTime
 	if !cfg.AllowPrivateMX {
-		d.guarded.Control = refuseSpecial
+		d.guarded.Control = special.Refuse
 	}
 	return d
 }
@@ -276,7 +277,7 @@ func connectTrouble(to Target, err error) *Trouble {
 		return &Trouble{Reply: smtp.Temporary(451, 3, 5, source.Error()), Err: err}
 	}
 	if to.Upstream == nil {
-		if errors.Is(err, errSpecial) {
+		if errors.Is(err, special.Err) {
 			return failure(smtp.Permanent(550, 4, 4, "mail host "+to.Host+" has a private or special address"), err)
 		}
 		return &Trouble{Reply: smtp.Temporary(451, 4, 1, "no connection to mail host "+to.Host), Err: err}

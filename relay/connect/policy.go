@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 
+	"postern/internal/special"
 	"postern/relay/resolver"
 	"postern/relay/smtp"
 	"postern/relay/transport"
@@ -58,7 +59,7 @@ func (c Config) Fetcher() *transport.Fetcher {
 	c = c.withDefaults()
 	dialer := net.Dialer{Timeout: c.ConnectTime}
 	if !c.AllowPrivateMX {
-		dialer.Control = refuseSpecial
+		dialer.Control = special.Refuse
 	}
 	return &transport.Fetcher{Dial: dialer.DialContext, Addresses: func(ctx context.Context, host string) ([]netip.Addr, error) {
 		found, err := c.DNS.Addresses(ctx, host)

@@ -16,6 +16,7 @@ import (
 
 	"postern/internal/dnstest"
 	"postern/internal/smtptest"
+	"postern/internal/special"
 	"postern/relay/transport"
 )
 
@@ -321,7 +322,7 @@ func TestFetcherGuards(t *testing.T) {
 	t.Parallel()
 	dns := &dnstest.Zones{}
 	dns.AddHost("mta-sts.inside.test", "127.0.0.1", "10.0.0.1")
-	if _, err := (Config{DNS: dns.Resolver()}).Fetcher().Policy(t.Context(), "inside.test"); !errors.Is(err, errSpecial) {
+	if _, err := (Config{DNS: dns.Resolver()}).Fetcher().Policy(t.Context(), "inside.test"); !errors.Is(err, special.Err) {
 		t.Errorf("error %v", err)
 	}
 }

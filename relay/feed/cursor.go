@@ -20,6 +20,15 @@ type Cursor struct {
 	lenient bool
 }
 
+// Leniently is the same place for a reader that takes what is left, though retention has deleted events behind it.
+func (c Cursor) Leniently() Cursor {
+	c.lenient = true
+	return c
+}
+
+// Lenient reports that a cursor is such a reader's, which is not yet past what was deleted.
+func (c Cursor) Lenient() bool { return c.lenient }
+
 // ErrCursor means that a text is not a cursor of this program.
 var ErrCursor = errors.New("not a cursor")
 

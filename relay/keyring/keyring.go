@@ -18,6 +18,7 @@ import (
 	"postern/relay/seal"
 	"postern/relay/upstream"
 	"postern/relay/upstream/oauth"
+	"postern/relay/webhook"
 )
 
 //go:embed *.sql
@@ -46,7 +47,7 @@ const (
 
 // columns are all that is sealed.
 func columns() []seal.Column {
-	return []seal.Column{upstream.Sealed(), oauth.Sealed(), acme.Sealed(), keys.Sealed()}
+	return []seal.Column{upstream.Sealed(), oauth.Sealed(), acme.Sealed(), keys.Sealed(), webhook.Sealed()}
 }
 
 // Config configures a Ring.

@@ -37,14 +37,15 @@ const (
 
 var (
 	sqlForget               = texts.Bind("forget", "first_kept", "messages", "since", "attempts", "rest", "every")
+	sqlUnread               = texts.Bind("unread", "keep")
 	sqlForgetNodes          = texts.Bind("forget_nodes")
 	sqlForgetHolds          = texts.Bind("forget_holds")
 	sqlForgetActivity       = texts.Bind("forget_activity", "rows")
 	sqlForgetDuplicates     = texts.Bind("forget_duplicates", "rows")
 	sqlForgetCorrespondents = texts.Bind("forget_correspondents", "rows", "keep")
-	sqlForgetEvents         = texts.Bind("forget_events", "rows", "keep")
-	sqlForgetMarks          = texts.Bind("forget_marks", "rows", "keep")
-	sqlForgetUsers          = texts.Bind("forget_users", "rows", "keep")
+	sqlForgetEvents         = texts.Bind("forget_events", "rows", "before")
+	sqlForgetMarks          = texts.Bind("forget_marks", "rows", "before")
+	sqlForgetUsers          = texts.Bind("forget_users", "rows", "before")
 	sqlForgetUsage          = texts.Bind("forget_usage", "scope", "subject", "kind", "window_s", "rows")
 )
 
@@ -168,11 +169,10 @@ func (r *Retention) round(ctx context.Context) (time.Duration, error) {
 
 // history deletes a batch of history, unless another node does or has done so just now.
 func (r *Retention) history(ctx context.Context, conn *pgx.Conn) (time.Duration, error) {
-	var now time.Time
-	if err := conn.QueryRow(ctx, `select now()`).Scan(&now); err != nil {
+	var before time.Time
+	if err := conn.QueryRow(ctx, sqlUnread, time.Duration(r.kept.Load())).Scan(&before); err != nil {
 		return 0, fmt.Errorf("forget history: %w", err)
 	}
-	before := now.Add(-time.Duration(r.kept.Load()))
 	begin := time.Now()
 	var more bool
 	var gone int
@@ -224,8 +224,12 @@ func (r *Retention) others(ctx context.Context, conn *pgx.Conn) error {
 	if err := forget(ctx, conn, sqlForgetCorrespondents, forgetRows, r.cfg.Correspondents); err != nil {
 		return fmt.Errorf("forget correspondents: %w", err)
 	}
+	var before time.Time
+	if err := conn.QueryRow(ctx, sqlUnread, time.Duration(r.kept.Load())).Scan(&before); err != nil {
+		return fmt.Errorf("forget events: %w", err)
+	}
 	for _, sql := range []string{sqlForgetEvents, sqlForgetMarks, sqlForgetUsers} {
-		if err := forget(ctx, conn, sql, forgetRows, time.Duration(r.kept.Load())); err != nil {
+		if err := forget(ctx, conn, sql, forgetRows, before); err != nil {
 			return fmt.Errorf("forget events: %w", err)
 		}
 	}

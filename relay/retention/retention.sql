@@ -33,6 +33,12 @@ step as (update history_walk h set
 	from at, looked)
 select looked.again or looked.n = @messages, (select count(*) from old), set_config('synchronous_commit', 'off', true) from at, looked
 
+-- name: unread
+-- Before what is deleted: older than @keep, but what an active webhook has not had is kept for 96 hours.
+-- An event may become visible minutes after its time.
+select least(clock_timestamp() - @keep::interval, (select greatest(w.oldest - interval '10 minutes', clock_timestamp() - interval '96 hours')
+	from (select min(place_at) as oldest from webhook where state = 'active') w where w.oldest is not null))
+
 -- name: forget_nodes
 -- Deletes dead epochs that no row names any more. They are remembered for longer than any commit is
 -- in flight.
@@ -69,7 +75,7 @@ delete from correspondent where (user_id, recipient) in (
 
 -- name: forget_events
 -- Deletes events, as forget does with history.
-with old as (select id, feed_at, at from event where at < clock_timestamp() - @keep::interval order by at limit @rows for update skip locked),
+with old as (select id, feed_at, at from event where at < @before order by at limit @rows for update skip locked),
 f as (update feed_state s set gone = l.feed_at, gone_at = l.at from (select feed_at, at from old order by feed_at desc limit 1) l where l.feed_at > s.gone)
 delete from event where id in (select id from old)
 
@@ -77,14 +83,14 @@ delete from event where id in (select id from old)
 -- Deletes marks of the feed but the last of each incarnation, of which there is one for each start of
 -- the database's server.
 delete from feed_mark m where (m.incarnation, m.feed_at) in (
-	select o.incarnation, o.feed_at from feed_mark o where o.at < clock_timestamp() - @keep::interval
+	select o.incarnation, o.feed_at from feed_mark o where o.at < @before
 		and exists (select from feed_mark later where later.incarnation = o.incarnation and later.feed_at > o.feed_at)
 	order by o.at limit @rows for update skip locked)
 
 -- name: forget_users
 -- Deletes the names of users who were removed, when their mail is long gone.
 delete from former_user where user_id in (
-	select user_id from former_user where removed_at < clock_timestamp() - interval '30 days' - @keep::interval
+	select user_id from former_user where removed_at < @before::timestamptz - interval '30 days'
 	order by removed_at limit @rows for update skip locked)
 
 -- name: forget_usage

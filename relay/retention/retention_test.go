@@ -397,3 +397,36 @@ func TestFeedIsGone(t *testing.T) {
 		t.Errorf("%d old events", n)
 	}
 }
+
+// Events that an active webhook has not had are kept for 96 hours.
+func TestWebhooksKeepHistory(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		about, state string
+		place, days  int // ago
+		kept         bool
+	}{
+		{"behind", "active", 3, 2, true},
+		{"has had them", "active", 0, 2, false},
+		{"too old", "active", 30, 5, false},
+		{"paused", "paused", 3, 2, false},
+	} {
+		t.Run(c.about, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t)
+			r, conn := New(Config{Pool: db.Pool, History: time.Hour}), working(t, db)
+			past(t, db, 10, c.days, "false")
+			queuetest.Exec(t, db, `insert into event (kind, object, at) values ('breaker.open', 'x', now() - $1 * interval '1 day')`, c.days)
+			queuetest.Exec(t, db, `insert into webhook (name, state, place_at, url, at_once, cursor, secret)
+				values ('a', $1, now() - $2 * interval '1 day', 'https://example.com', 1, '', '')`, c.state, c.place)
+			walk(t, db, r, conn)
+			if err := r.others(queuetest.Context(t), conn); err != nil {
+				t.Fatal(err)
+			}
+			got := fmt.Sprintf("%s, %d events", left(t, db), queuetest.Count(t, db, `select count(*) from event`))
+			if want := map[bool]string{true: "10 messages, 10 attempts, 1 events", false: "0 messages, 0 attempts, 0 events"}[c.kept]; got != want {
+				t.Errorf("%s are left, want %s", got, want)
+			}
+		})
+	}
+}

@@ -134,7 +134,7 @@ func (c *checkup) lookAtDatabase(ctx context.Context, r *report) {
 		{"pooler", in.pooling(url)}, {"settings", in.durability}, {"log", in.statementsLogged}, {"replicas", in.replicas}, {"TLS", in.protection},
 		{"clock", in.clock}, {"connections", in.connections}, {"privileges", in.privileges},
 		{"schema", in.schema}, {"nodes", in.nodes}, {"queue", in.setAside}, {"queue in doubt", in.inDoubt}, {"queue held", in.held}, {"notices", in.lost},
-		{"autovacuum", in.autovacuum}, {"transactions", in.transactions}, {"feed", in.feed},
+		{"autovacuum", in.autovacuum}, {"transactions", in.transactions}, {"feed", in.feed}, {"webhooks", in.webhooks},
 		{"tables", in.deadRows}, {"limits", in.timeouts}, {"disk", in.disk}, {"full", in.full},
 	} {
 		limited, cancel := context.WithTimeout(ctx, questionTime)

@@ -108,6 +108,9 @@ func databaseFaults() []fault {
 		{"node.twice", `"relay.test" was taken over`, takenOver},
 		{"db.old-transaction", "process", openTransaction},
 		{"feed.held", "process", heldFeed},
+		{"webhook.disabled", "gone", sql(insertWebhook + `values ('a', 'disabled', 'gone', now(), null, null, 'https://example.com', 8, '', '')`)},
+		{"webhook.behind", "behind, 0 requests in a row failed", sql(insertWebhook + `values ('a', 'active', '', now() - interval '2 hours', null, null, 'https://example.com', 8, '', '')`)},
+		{"webhook.gone", "events until", sql(insertWebhook + `values ('a', 'active', '', now(), now(), now(), 'https://example.com', 8, '', '')`)},
 		{"db.dead-rows", "app_user", deletedRows},
 		{"db.wraparound", "transactions since", bound(func(b *bounds) { b.frozen = 0 })},
 		{"db.room-low", "free", bound(func(b *bounds) { b.low = 1 << 60 })},
@@ -124,7 +127,7 @@ func databaseFaults() []fault {
 			select message_id, 0, 0, now(), 0, 0, 'x', 'a', 'x', '', '' from m`)},
 		{"db.full", "since", sql(`update room set full_at = now()`)},
 		{"db.room-none", "free", bound(func(b *bounds) { b.none = 1 << 60 })},
-		{"db.connections", "20 allowed, and this node may open 33", func(t *testing.T, p *patient) {
+		{"db.connections", "20 allowed, and this node may open 35", func(t *testing.T, p *patient) {
 			p.admit(t)
 			p.sql(t, "alter database "+p.pool.Config().ConnConfig.Database+" connection limit 20")
 		}},
@@ -476,3 +479,5 @@ func TestCheckJudgesTheRoom(t *testing.T) {
 		}
 	}
 }
+
+const insertWebhook = `insert into webhook (name, state, reason, place_at, gone_until, gone_at, url, at_once, cursor, secret) `

@@ -85,7 +85,7 @@ func shared(list []health.Kind) (kinds []kind) {
 // kindList is in the order of the areas.
 func kindList() []kind {
 	return slices.Concat(configKinds, shared(health.SpoolKinds()), certificateKinds, shared(health.CertificateKinds()),
-		acmeKinds, shared(health.RenewalKinds()), portKinds, adminKinds, databaseKinds, roleKinds, nodeKinds, vacuumKinds, roomKinds,
+		acmeKinds, shared(health.RenewalKinds()), portKinds, adminKinds, databaseKinds, roleKinds, nodeKinds, vacuumKinds, webhookKinds, roomKinds,
 		accountKinds, routeKinds, keyKinds, transportKinds, upstreamKinds, dnsKinds, spfKinds, dkimKinds, mxKinds, relayKinds, checkKinds)
 }
 

@@ -27,6 +27,7 @@ import (
 	"postern/relay/smtp"
 	"postern/relay/submission"
 	"postern/relay/upstream"
+	"postern/relay/webhook"
 )
 
 // Config is the configuration file: what belongs to one node. Everything that an
@@ -55,6 +56,7 @@ type Config struct {
 	OAuth      OAuth      `toml:"oauth"`
 	Retention  Retention  `toml:"retention"`
 	Alerts     Alerts     `toml:"alerts"`
+	Webhooks   Webhooks   `toml:"webhooks"`
 	Log        Log        `toml:"log"`
 	Admin      Admin      `toml:"admin"`
 }
@@ -175,6 +177,20 @@ func (a *Alerts) Addresses() (list []smtp.Address, err error) {
 		list = append(list, address)
 	}
 	return list, nil
+}
+
+type Webhooks struct {
+	// Allow are the endpoints that need neither https nor a public address.
+	Allow []string `toml:"allow" reload:"yes"`
+}
+
+// Reach is how endpoints are reached.
+func (w *Webhooks) Reach() (webhook.Reach, error) {
+	allow, err := webhook.ParseAllow(w.Allow)
+	if err != nil {
+		return webhook.Reach{}, fmt.Errorf("webhooks.allow: %w", err)
+	}
+	return webhook.Reach{Allow: allow}, nil
 }
 
 type Log struct {
@@ -345,6 +361,9 @@ func (c *Config) validate() error {
 		return fmt.Errorf("delivery: %w", err)
 	}
 	if _, err := c.DNS.Config(); err != nil {
+		return err
+	}
+	if _, err := c.Webhooks.Reach(); err != nil {
 		return err
 	}
 	if err := c.OAuth.validate(); err != nil {

@@ -78,11 +78,10 @@ func OpenLimit() uint64 {
 }
 
 // NodeConnections is how many connections one node may open: those that are configured,
-// and those of the queue, of what is noted of logins, of routes, of suppressions, of health and metrics,
-// of certificates by ACME,
-// and of what alerts by mail look at.
+// and those of the queue, of what is noted of logins, of routes, of suppressions, of webhooks, of health
+// and metrics, of certificates by ACME, and of what alerts by mail look at.
 func (c *Config) NodeConnections() int {
-	n := c.Database.MaxConnections + 17 + 3 + 1 + 2
+	n := c.Database.MaxConnections + 17 + 3 + 1 + 2 + 2
 	if c.Admin.Address != "" {
 		n += AdminConnections
 	}

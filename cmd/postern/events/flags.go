@@ -96,3 +96,31 @@ func userID(ctx context.Context, db pg.DB, name string) (int64, error) {
 	}
 	return id, err
 }
+
+// Command is 'postern events'. with runs do on the database; invalid marks wrong flags as wrong use, and args
+// refuses arguments.
+func (l *Listing) Command(with func(ctx context.Context, do func(ctx context.Context, db pg.DB) error) error, invalid func(error) error, args cobra.PositionalArgs) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "events",
+		Short: "print what became of mail, in the order of a feed",
+		Long: `Prints events, each at least once and in an order that does not change: what became of each
+message and recipient, what admins did, and what happened to upstreams and limits. It begins
+with the oldest event that is kept or, with --follow, now.
+
+--json prints one object on each line; go on behind the last one that you have handled by
+its cursor. After a restart or restore of the database some events come again, with the
+same id.`,
+		Example: `  postern events --user alice@example.com --kind failed --since 1d
+  postern events --json --limit 1000 --after "$cursor"
+  postern events --json --follow`,
+		Args: args,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := l.Check(); err != nil {
+				return invalid(err)
+			}
+			return with(cmd.Context(), l.Print)
+		},
+	}
+	l.Flags(cmd)
+	return cmd
+}

@@ -22,6 +22,7 @@ import (
 	"postern/relay/upstream/breaker"
 	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
+	"postern/relay/webhook"
 )
 
 // back is the half of a node that sends mail on, and notices about what cannot be sent.
@@ -36,6 +37,8 @@ type back struct {
 	budgets  *budget.Budgets
 	secrets  readings[upstream.Secret]
 	used     readings[budget.Usage]
+	hooks    *webhook.Sender
+	hookList readings[webhook.Webhook]
 
 	stopNotices, stopBudgets context.CancelFunc
 	notices, spending        sync.WaitGroup
@@ -75,6 +78,10 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 		PerTransaction: d.RecipientsPerTransaction, MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
 		RecordWays: n.Config.Queue.Gate == "strict", DKIM: dkim.Mode(d.DKIM), Keys: n.signing.ring,
 	}
+	hooks, hookPool, err := n.webhooks(ctx)
+	if err != nil {
+		return nil, err
+	}
 	policies := transport.New(transport.Config{DB: pool, DNS: dns, Fetch: cfg.Connect.Fetcher(), Node: n.name, Log: n.Log, Guard: n.guard})
 	cfg.Connect.Policies = policies
 	budgets := budget.New(budget.Config{DB: pool, Epoch: n.queue.Epoch, Log: n.Log})
@@ -85,8 +92,12 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 	cfg.Breakers = breakers
 	return &back{
 		node: n, dns: dns, tokens: tokens, policies: policies, breakers: breakers, budgets: budgets,
-		secrets: readings[upstream.Secret]{node: n, what: "secrets", every: time.Minute, read: (&secrets{node: n, store: accounts}).look},
-		used:    readings[budget.Usage]{node: n, what: "budgets", every: 10 * time.Second, read: accounts.Budgets},
+		secrets: readings[upstream.Secret]{node: n, what: "secrets of upstreams", every: time.Minute, read: (&secrets{node: n, store: accounts}).look},
+		used:    readings[budget.Usage]{node: n, what: "budgets of upstreams", every: 10 * time.Second, read: accounts.Budgets},
+		hooks:   hooks,
+		hookList: readings[webhook.Webhook]{node: n, what: "webhooks", every: 10 * time.Second, read: func(ctx context.Context) ([]webhook.Webhook, error) {
+			return (&webhook.Store{DB: hookPool}).List(ctx, "")
+		}},
 		engine:  delivery.New(cfg),
 		bouncer: bounce.New(bounce.Config{Queue: n.queue, Hostname: n.hostname, Mail: n.mail, Log: n.Log, Keys: n.signing.ring}),
 	}, nil
@@ -142,7 +153,9 @@ func (b *back) start() {
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "proofs of DNSSEC", func() { b.dns.Watch(ctx) }) })
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "secrets of upstreams", func() { b.secrets.run(ctx) }) })
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "transport policies", func() { b.policies.Run(ctx) }) })
+	b.notices.Go(func() { b.node.guard.Keep(ctx, "webhooks", func() { b.hooks.Run(ctx) }) })
 	if b.node.metrics != nil {
+		b.notices.Go(func() { b.node.guard.Keep(ctx, "states of webhooks", func() { b.hookList.run(ctx) }) })
 		b.notices.Go(func() { b.node.guard.Keep(ctx, "use of budgets", func() { b.used.run(ctx) }) })
 	}
 }

@@ -94,6 +94,7 @@ func (b *back) register(r *prometheus.Registry) {
 	admin.RegisterUpstreamSecrets(r, b.secrets.list)
 	admin.RegisterUpstreamBreakers(r, b.breakers.States)
 	admin.RegisterUpstreamBudgets(r, b.used.list)
+	b.registerWebhooks(r)
 	admin.Register(r, nil, b.engine.Stats, deliveryReadings)
 	registerDNS(r, b.dns)
 	admin.RegisterEach(r, []string{"upstream"}, b.engine.Windows, func(w delivery.Window) []string { return []string{w.Upstream} }, windowReadings)

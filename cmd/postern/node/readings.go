@@ -9,7 +9,7 @@ import (
 // readingTime bounds a reading.
 const readingTime = 10 * time.Second
 
-// readings is what was last read of the upstreams, for the metrics.
+// readings is what was last read of parts that all nodes share, for the metrics.
 type readings[T any] struct {
 	node  *Node
 	what  string
@@ -37,7 +37,7 @@ func (r *readings[T]) run(ctx context.Context) {
 			r.last.Store(&list)
 		}
 		if err != nil && ctx.Err() == nil {
-			r.node.Log.Warn("the "+r.what+" of upstreams could not be read", "error", err)
+			r.node.Log.Warn("the "+r.what+" could not be read", "error", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -95,6 +95,11 @@ func (n *Node) apply(cfg config.Config) error {
 	n.retention.SetHistory(time.Duration(cfg.Queue.History))
 	n.alerting.use(cfg)
 	if n.back != nil {
+		reach, err := n.Config.Webhooks.Reach()
+		if err != nil {
+			return err
+		}
+		n.back.hooks.SetAllow(reach.Allow)
 		n.back.rebound()
 	}
 	if n.front != nil {

@@ -1,4 +1,6 @@
-package connect
+// Package special tells private, local and reserved addresses from those of the public network. Connections
+// to hosts that strangers choose refuse them.
+package special
 
 import (
 	"errors"
@@ -6,11 +8,11 @@ import (
 	"syscall"
 )
 
-// errSpecial is the refusal to connect to an address that no MX has.
-var errSpecial = errors.New("private or special address")
+// Err is the refusal to connect to an address that no public server has.
+var Err = errors.New("private or special address")
 
 // special4 are IANA's special-purpose IPv4 ranges with multicast and class E.
-// Some are reachable (the AS112 and AMT anycast), but no mail host lives there.
+// Some are reachable (the AS112 and AMT anycast), but no mail host and no application lives there.
 var special4 = prefixes(
 	"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16",
 	"172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24",
@@ -35,10 +37,10 @@ func prefixes(list ...string) []netip.Prefix {
 	return parsed
 }
 
-// isSpecial reports an address that is private, local, reserved, or that may lead
+// Is reports an address that is private, local, reserved, or that may lead
 // to such an address through a tunnel or a translator. The methods of netip.Addr
 // (IsPrivate, IsLoopback, …) know only some of these.
-func isSpecial(addr netip.Addr) bool {
+func Is(addr netip.Addr) bool {
 	if addr.Zone() != "" {
 		return true
 	}
@@ -69,12 +71,12 @@ func isISATAP(addr netip.Addr) bool {
 	return octets[8]&^0x03 == 0 && octets[9] == 0 && octets[10] == 0x5e && octets[11] == 0xfe
 }
 
-// refuseSpecial is a net.Dialer's Control: it sees the address that is dialled, so
+// Refuse is a net.Dialer's Control: it sees the address that is dialled, so
 // a name that resolves to something else the second time does not evade it.
-func refuseSpecial(_, address string, _ syscall.RawConn) error {
+func Refuse(_, address string, _ syscall.RawConn) error {
 	target, err := netip.ParseAddrPort(address)
-	if err != nil || isSpecial(target.Addr()) {
-		return errSpecial
+	if err != nil || Is(target.Addr()) {
+		return Err
 	}
 	return nil
 }
