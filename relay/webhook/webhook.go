@@ -131,13 +131,13 @@ var nameForm = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
 
 // checkKinds refuses kinds that a webhook cannot get.
 func checkKinds(kinds []feed.Kind, ofUser bool) error {
-	ofMail := feed.Kinds()
-	ofMail = ofMail[:slices.Index(ofMail, feed.Audit)]
+	users := feed.Kinds()
+	users = users[:slices.Index(users, feed.Audit)]
 	for _, k := range kinds {
 		switch {
 		case !slices.Contains(feed.Kinds(), k):
 			return refusal.Invalid("there is no kind %q of events", k)
-		case ofUser && !slices.Contains(ofMail, k):
+		case ofUser && !slices.Contains(users, k):
 			return refusal.Invalid("events of the kind %s are not about mail, and no user's webhook gets them", k)
 		}
 	}

@@ -127,7 +127,7 @@ func databaseFaults() []fault {
 			select message_id, 0, 0, now(), 0, 0, 'x', 'a', 'x', '', '' from m`)},
 		{"db.full", "since", sql(`update room set full_at = now()`)},
 		{"db.room-none", "free", bound(func(b *bounds) { b.none = 1 << 60 })},
-		{"db.connections", "20 allowed, and this node may open 33", func(t *testing.T, p *patient) {
+		{"db.connections", "20 allowed, and this node may open 35", func(t *testing.T, p *patient) {
 			p.admit(t)
 			p.sql(t, "alter database "+p.pool.Config().ConnConfig.Database+" connection limit 20")
 		}},
