@@ -133,14 +133,20 @@ func (r *Rig) Postern(stdin string, args ...string) string {
 func (r *Rig) command(stdin string, args ...string) (stdout, complaint string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, r.binary, args...)
-	cmd.Env = append(os.Environ(), "POSTERN_DATABASE_URL="+r.url, r.sealing())
-	cmd.Dir = r.dir
+	cmd := r.Command(ctx, args...)
 	cmd.Stdin = strings.NewReader(stdin)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	return string(out), stderr.String(), err
+}
+
+// Command is a command of the relay, not yet started, which is killed when ctx ends.
+func (r *Rig) Command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, r.binary, args...)
+	cmd.Env = append(os.Environ(), "POSTERN_DATABASE_URL="+r.url, r.sealing())
+	cmd.Dir = r.dir
+	return cmd
 }
 
 // sealing is the variable that names the file of the sealing keys, which all nodes share.
@@ -164,6 +170,15 @@ func (r *Rig) Text(ctx context.Context, sql string, args ...any) (string, error)
 		return "", fmt.Errorf("text: %w", err)
 	}
 	return text, nil
+}
+
+// Texts returns the texts that a query gives, a row each.
+func (r *Rig) Texts(ctx context.Context, sql string, args ...any) ([]string, error) {
+	rows, err := r.pool.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, fmt.Errorf("texts: %w", err)
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
 func (r *Rig) server() *pgserver.Server {
