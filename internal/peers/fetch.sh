@@ -4,7 +4,7 @@
 # opened with dpkg-deb -x, and run from there. Root is not needed.
 #
 #   .cache/peers/root         the unpacked Debian packages
-#   .cache/peers/node         Nodemailer
+#   .cache/peers/node         Nodemailer, standardwebhooks
 #   .cache/peers/stamp        what the cache holds; the same wish again is a no-op
 #   .cache/peers-unavailable  why this machine cannot have a cache (exit 3)
 #
@@ -13,6 +13,7 @@ set -eu
 
 edition=4 # raise it when this script unpacks the same packages differently
 nodemailer=10.6.0
+standardwebhooks=1.1.1
 
 here=$(cd "$(dirname "$0")" && pwd)
 checkout=$(cd "$here/../.." && pwd)
@@ -47,7 +48,7 @@ names="nsd unbound ldnsutils"
 alone="bash-completion zsh zsh-common fish fish-common libcap2 libpcre2-32-0"
 have promtool || alone="$alone prometheus"
 
-wish="edition $edition; $clients; $postfix; $exim; $verifiers; $names; $alone; nodemailer $nodemailer"
+wish="edition $edition; $clients; $postfix; $exim; $verifiers; $names; $alone; nodemailer $nodemailer; standardwebhooks $standardwebhooks"
 if [ -f "$cache/stamp" ] && [ "$(cat "$cache/stamp")" = "$wish" ]; then
 	exit 0
 fi
@@ -126,9 +127,9 @@ done
 if have npm; then
 	mkdir "$new/node"
 	if ! npm install --prefix "$new/node" --no-audit --no-fund --ignore-scripts \
-		--loglevel=error "nodemailer@$nodemailer" >"$log" 2>&1; then
+		--loglevel=error "nodemailer@$nodemailer" "standardwebhooks@$standardwebhooks" >"$log" 2>&1; then
 		tail -n 20 "$log" >&2
-		say "npm install nodemailer failed"
+		say "npm install failed"
 		exit 1
 	fi
 fi

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	standard "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	"postern/internal/peers"
 )
 
 // The public library takes what is signed here, with each secret of a rotation, and the reverse.
@@ -34,6 +36,25 @@ func TestSignatures(t *testing.T) {
 	must(t, err)
 	if other.Verify(body, headers) == nil {
 		t.Error("another secret verifies")
+	}
+}
+
+// The npm package takes it as well, and not with another secret or body.
+func TestSignaturesByNPM(t *testing.T) {
+	t.Parallel()
+	const body = `{"kind":"delivered","reply":"gr\u00fc\u00dfe"}`
+	secrets := []Secret{newSecret(), newSecret()}
+	headers := Headers(secrets, "msg_1", time.Now(), []byte(body))
+	for _, s := range secrets {
+		must(t, peers.VerifyWebhook(t, s.String(), headers, body))
+	}
+	for what, err := range map[string]error{
+		"another secret": peers.VerifyWebhook(t, newSecret().String(), headers, body),
+		"another body":   peers.VerifyWebhook(t, secrets[0].String(), headers, body+" "),
+	} {
+		if err == nil || !strings.Contains(err.Error(), "WebhookVerificationError") {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }
 

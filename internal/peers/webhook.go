@@ -1,0 +1,44 @@
+package peers
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+//go:embed verify_webhook.cjs
+var webhookScript string
+
+// VerifyWebhook has the npm package standardwebhooks verify a request, and returns its complaint, nil if
+// it has none. A machine without npm does not have the package: the test is skipped there.
+func VerifyWebhook(t testing.TB, secret string, headers map[string]string, body string) error {
+	t.Helper()
+	c := requireCache(t)
+	if _, err := os.Stat(filepath.Join(c.dir, "node/node_modules/standardwebhooks")); err != nil {
+		t.Skip("standardwebhooks is fetched by npm, which this machine does not have")
+	}
+	p, err := c.Program("node")
+	if err != nil {
+		t.Fatal(err)
+	}
+	given, err := json.Marshal(struct {
+		Secret, Body string
+		Headers      map[string]string
+	}{secret, body, headers})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), verifyTimeout)
+	defer cancel()
+	cmd := p.Command(ctx, "-e", webhookScript)
+	cmd.Stdin = bytes.NewReader(given)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
+}
