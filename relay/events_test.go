@@ -110,6 +110,7 @@ func (f *fire) begin() {
 	f.gone = newEndpoint(t, &endpoint{gone: true})
 	f.hook.attach(f, "all")
 	f.gone.attach(f, "gone")
+	await(t, "the end of the endpoint that is gone", func() bool { return count(t, r, `select count(*) from webhook where state = 'disabled'`) == 1 })
 	place, err := r.Text(t.Context(), `select cursor from webhook where name = 'all'`)
 	if err != nil {
 		t.Fatal(err)
@@ -181,7 +182,7 @@ func (f *fire) calm() {
 	f.rig.Postern("", "upstream", "resume", "paused")
 	for n := 0; count(t, f.rig, `select count(*) from recipient where state <> 'delivered' or held_at is not null`) > 0; n++ {
 		f.operate(n)
-		<-moment()
+		time.Sleep(time.Second) // each round takes four commands
 	}
 	f.rig.Drain()
 }
@@ -484,7 +485,7 @@ func (e *endpoint) attach(f *fire, name string) {
 	f.t.Helper()
 	e.mu.Lock() // requests wait
 	defer e.mu.Unlock()
-	said := f.rig.Postern("", "webhook", "add", e.url+"/"+name, "--all", "--name", name, "--config", f.nodes[0].ConfigFile())
+	said := f.rig.Postern("", "webhook", "add", e.url+"/"+name, "--all", "--name", name, "--at-once", e.atOnce(), "--config", f.nodes[0].ConfigFile())
 	_, secret, _ := strings.Cut(said, "whsec_")
 	secret, _, _ = strings.Cut(secret, "\n")
 	library, err := standard.NewWebhook("whsec_" + secret)
@@ -492,6 +493,14 @@ func (e *endpoint) attach(f *fire, name string) {
 		f.t.Fatalf("%v: %s", err, said)
 	}
 	e.library = library
+}
+
+// atOnce is how many requests it is sent concurrently: one, if it is to have no more than one.
+func (e *endpoint) atOnce() string {
+	if e.gone {
+		return "1"
+	}
+	return "8"
 }
 
 // answer says what a request is answered: 0 for nothing, -1 for the end of the connection. Nothing fails so
