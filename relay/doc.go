@@ -14,6 +14,7 @@
 //	anomaly          holds the mail of a user whose account looks compromised
 //	feed             what became of mail, as a sequence of events
 //	webhook          sends these events to HTTP endpoints
+//	alert            mails what is wrong to the people who run this
 //	retention        deletes old data
 //	certificate      the certificates that the listeners present
 //	acme             certificates from an ACME CA, shared by all nodes

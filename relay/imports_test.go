@@ -37,6 +37,7 @@ var arrows = map[string]string{
 	"relay/queue/content": "internal/pg",
 	"relay/queue/reserve": "internal/await internal/pg",
 	"relay/suppression":   "auth/audit internal/pg internal/refusal relay/smtp",
+	"relay/alert":         "admin/health internal/pg relay/dkim relay/queue relay/smtp",
 	"relay/refused":       "internal/pg relay/smtp",
 	"relay/anomaly":       "relay/queue relay/queue/desk auth/audit internal/panics internal/pg",
 	"relay/feed":          "relay/smtp internal/panics internal/pg",
@@ -68,10 +69,10 @@ var arrows = map[string]string{
 
 	"cmd/postern":           "*",
 	"cmd/postern/config":    "cmd/postern/screen admin auth internal/owned internal/units relay/acme relay/connect relay/delivery relay/dkim relay/queue relay/retention relay/seal relay/smtp relay/submission relay/upstream relay/upstream/oauth relay/resolver relay/webhook",
-	"cmd/postern/check":     "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/owned internal/units migrations relay/acme relay/certificate relay/connect relay/keyring relay/queue/desk relay/route relay/seal relay/smtp relay/upstream relay/upstream/breaker relay/upstream/oauth internal/pgserver policy/quota relay/upstream/budget relay/dkim relay/dkim/keys relay/resolver relay/transport cmd/postern/receiver cmd/postern/trust relay/feed relay/webhook",
-	"cmd/postern/node":      "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/await internal/panics internal/pg migrations policy/quota relay/acme relay/anomaly relay/bounce relay/certificate relay/connect relay/delivery relay/keyring relay/maillog relay/queue relay/queue/desk relay/retention relay/route relay/seal relay/submission relay/upstream relay/upstream/breaker relay/upstream/oauth relay/upstream/budget relay/dkim/keys relay/resolver relay/dkim relay/transport relay/feed relay/refused relay/suppression relay/webhook",
+	"cmd/postern/check":     "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/owned internal/units migrations relay/acme relay/certificate relay/connect relay/keyring relay/queue/desk relay/route relay/seal relay/smtp relay/upstream relay/upstream/breaker relay/upstream/oauth internal/pgserver policy/quota relay/upstream/budget relay/dkim relay/dkim/keys relay/resolver relay/transport cmd/postern/receiver cmd/postern/trust relay/feed relay/webhook internal/panics",
+	"cmd/postern/node":      "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/await internal/panics internal/pg migrations policy/quota relay/acme relay/anomaly relay/bounce relay/certificate relay/connect relay/delivery relay/keyring relay/maillog relay/queue relay/queue/desk relay/retention relay/route relay/seal relay/submission relay/upstream relay/upstream/breaker relay/upstream/oauth relay/upstream/budget relay/dkim/keys relay/resolver relay/dkim relay/transport relay/feed relay/refused relay/suppression relay/webhook relay/alert cmd/postern/check",
 	"cmd/postern/screen":    "",
-	"cmd/postern/receiver":  "relay/dkim relay/dkim/keys relay/resolver",
+	"cmd/postern/receiver":  "relay/dkim relay/dkim/keys relay/resolver internal/panics",
 	"cmd/postern/account":   "auth internal/refusal internal/units cmd/postern/handout cmd/postern/screen cmd/postern/story relay/queue relay/queue/desk",
 	"cmd/postern/smarthost": "cmd/postern/account cmd/postern/explain cmd/postern/screen cmd/postern/secret internal/refusal internal/units relay/dkim relay/upstream relay/upstream/breaker relay/upstream/budget relay/upstream/oauth",
 	"cmd/postern/trust":     "cmd/postern/screen internal/units relay/connect relay/dkim/keys relay/resolver relay/transport",
@@ -87,6 +88,7 @@ var arrows = map[string]string{
 	"cmd/postern/trial":     "cmd/postern/check cmd/postern/config cmd/postern/screen relay/connect relay/smtp relay/upstream relay/upstream/oauth",
 	"cmd/smtpbench":         "internal/owned internal/peers internal/pgserver internal/serve",
 
+	"cmd/postern/alerts":     "relay/alert",
 	"cmd/postern/recipients": "auth cmd/postern/screen internal/refusal internal/units relay/suppression",
 
 	"internal/pg":           "internal/panics",

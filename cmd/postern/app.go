@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/alerts"
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/database"
 	"postern/cmd/postern/screen"
@@ -90,7 +91,8 @@ command 'postern man DIR' writes the manual pages.`,
 	root.PersistentFlags().StringVar(&a.source.DatabaseURL, "database-url", "", "PostgreSQL `URL`, without a password; overrides POSTERN_DATABASE_URL and the config file")
 	root.AddCommand(
 		a.serveCmd(), a.demoCmd(), a.checkCmd(), a.healthcheckCmd(), a.migrateCmd(), a.versionCmd(),
-		a.userCmd(), a.credentialCmd(), a.senderCmd(), a.recipients().Recipient(), a.recipients().Suppression(), a.limitCmd(), a.explainCmd(), a.anomalyCmd(), a.auditCmd(), a.eventsCmd(), a.webhook().Webhook(),
+		a.userCmd(), a.credentialCmd(), a.senderCmd(), a.recipients().Recipient(), a.recipients().Suppression(), a.limitCmd(), a.explainCmd(), a.anomalyCmd(), a.auditCmd(),
+		a.eventsCmd(), a.webhook().Webhook(), alerts.Command(a.stdout, a.recipients().With, noun, noArguments),
 		a.upstreamCmd(), a.routeCmd(), a.queueCmd(), a.traceCmd(), a.dkimCmd(), a.transportCmd(), a.certificateCmd(), a.keyCmd(), a.completionCmd(), a.manCmd(),
 	)
 	root.CompletionOptions.DisableDefaultCmd = true // ours is a noun as the others

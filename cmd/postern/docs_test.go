@@ -423,6 +423,7 @@ func TestDocsReplies(t *testing.T) {
 var followed = map[string]string{
 	"README.md":         "TestReadmeSetUp",
 	"docs/accounts.md":  "TestAdminSessions",
+	"docs/alerts.md":    "TestAlertsPage",
 	"docs/benchmark.md": "no: it measures for minutes, and tells how to measure other servers; cmd/smtpbench has tests",
 	"docs/clients.md":   "TestClientsGuide",
 	"docs/install.md":   "TestInstallGuide", // and TestInstall, with the package

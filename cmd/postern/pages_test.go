@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -79,5 +81,36 @@ func TestEventsPage(t *testing.T) {
 	}
 	if !strings.Contains(said, "user add  alice@example.com") || !strings.Contains(said, `"kind":"audit"`) || !strings.Contains(said, "audit null\n") {
 		t.Errorf("the commands said: %s", said)
+	}
+}
+
+// docs/alerts.md: a running node sends a mail when somebody wants one, by the way of other mail.
+func TestAlertsPage(t *testing.T) {
+	t.Parallel()
+	g := newGuide(t)
+	g.installed(t)
+	path := filepath.Join(g.dir, "postern.toml")
+	cfg, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range blocksOf(t, "../../docs/alerts.md") {
+		if b.language == "toml" {
+			cfg = append(cfg, "\n"+b.text...)
+		}
+	}
+	if err := os.WriteFile(path, cfg, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g.serve(t)
+	for _, b := range blocksOf(t, "../../docs/alerts.md") {
+		if b.language == "sh" {
+			g.must(t, b.text)
+		}
+	}
+	m := g.next.WaitMessages(t, 1)[0]
+	if text := string(m.Data); !strings.HasPrefix(m.Mail, "FROM:<>") || len(m.Rcpts) != 1 || !strings.HasPrefix(m.Rcpts[0], "TO:<ops@example.com>") || !strings.Contains(text, "This is a test: 'postern alerts test' asked for it.") ||
+		!strings.Contains(text, "\r\nAuto-Submitted: auto-generated\r\n") {
+		t.Errorf("MAIL %q, RCPT %q: %s", m.Mail, m.Rcpts, text)
 	}
 }

@@ -1,7 +1,6 @@
 package bounce
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -155,7 +154,7 @@ func (b *Bouncer) tell(ctx context.Context, n *queue.Notice) error {
 		UTF8:      n.Message.Sender.NeedsUTF8(),
 		EightBit:  !smtp.IsASCII(body),
 		Listener:  "notice",
-		BodyHash:  b.hash(body),
+		BodyHash:  dkim.HashOf(b.cfg.Keys, smtp.Address{Domain: b.cfg.Hostname}.DomainKey(), body),
 		TLSNeed:   n.Message.TLSNeed, // RFC 8689 section 5
 	}
 	// NOTIFY=NEVER: nobody is to be told about a notice (RFC 3461 section 6.2).
@@ -168,17 +167,6 @@ func (b *Bouncer) tell(ctx context.Context, n *queue.Notice) error {
 		To: n.Message.Sender, Recipients: len(n.Recipients),
 	})
 	return nil
-}
-
-// hash is that of a notice's body, nil if no key signs for our name.
-func (b *Bouncer) hash(notice []byte) []byte {
-	if dkim.Find(b.cfg.Keys, smtp.Address{Domain: b.cfg.Hostname}.DomainKey()) == nil {
-		return nil
-	}
-	_, body, _ := bytes.Cut(notice, []byte("\r\n\r\n"))
-	h := dkim.NewBodyHash()
-	_, _ = h.Write(body)
-	return h.Sum()
 }
 
 // skip marks n as told without a message.

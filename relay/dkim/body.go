@@ -1,6 +1,7 @@
 package dkim
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"hash"
 )
@@ -117,4 +118,15 @@ func (h *BodyHash) Sum() []byte {
 	}
 	h.hash.Write(h.out)
 	return h.hash.Sum(nil)
+}
+
+// HashOf is the hash of a message's body if a key may sign for its author's domain, else nil.
+func HashOf(keys Keys, author string, message []byte) []byte {
+	if Find(keys, author) == nil {
+		return nil
+	}
+	_, body, _ := bytes.Cut(message, []byte("\r\n\r\n"))
+	h := NewBodyHash()
+	_, _ = h.Write(body)
+	return h.Sum()
 }

@@ -1,7 +1,8 @@
 -- The statement of a group commit: one round trip, one implicit transaction (commit.go).
 -- Each array has an element for each message, each row of a body, each recipient, or each
 -- charge of the group. Recipients name their message by its number; what all of them would
--- leave empty is null.
+-- leave empty is null. Arrays become rows in a list of columns, not in from, where PostgreSQL would
+-- write each of them, and the bodies, into a store of its own first.
 
 -- name: enqueue
 -- For mail whose keys are looked at (@judged), or that has none.
@@ -18,7 +19,8 @@ hurry as materialized (select current_setting('lock_timeout') as patience, set_c
 keys as (
 	insert into duplicate (key, message_id, until, content, n)
 	select k.key, (@id::uuid[])[k.message], clock_timestamp() + make_interval(secs => k.span), nullif(k.content, '00000000-0000-0000-0000-000000000000'), k.n
-	from unnest(@key::uuid[], @key_message::integer[], @key_n::integer[], @key_span::integer[], @key_content::uuid[]) k(key, message, n, span, content)
+	from (select unnest(@key::uuid[]) as key, unnest(@key_message::integer[]) as message, unnest(@key_n::integer[]) as n,
+			unnest(@key_span::integer[]) as span, unnest(@key_content::uuid[]) as content) k
 	where exists (select from hurry) and exists (select from fence)
 	order by k.key
 	returning n),
@@ -43,7 +45,7 @@ judged as materialized (
 		@charge_message::integer[], @charge_limit::integer[], @charge_amount::bigint[], @charge_most::bigint[]) v
 	where @judged and (@again or exists (select from fence))),
 h as materialized (
-	select u.id from unnest(@id::uuid[], @user_id::bigint[], @credential_id::bigint[]) u(id, user_id, credential_id)
+	select u.id from (select unnest(@id::uuid[]) as id, unnest(@user_id::bigint[]) as user_id, unnest(@credential_id::bigint[]) as credential_id) u
 	where exists (select from hold)
 		and exists (select from hold where hold.user_id = u.user_id and hold.credential_id in (0, u.credential_id))),
 m as (
@@ -55,12 +57,14 @@ m as (
 			then (select count(*) from judged v where v.id = u.id and v.n >= 0) else 0 end else 0 end,
 		u.rule, u.body_hash, nullif(u.tags, '')::text[], nullif(u.metadata, '')::jsonb,
 		@node, case when @judged then case when exists (select from judged) then (select v.usage from judged v where v.id = u.id and v.usage is not null) end end
-	from unnest(@id::uuid[], @user_id::bigint[], @credential_id::bigint[], @sender_local::text[], @sender_domain::text[], @size::bigint[],
-			@body_type::text[], @utf8::boolean[], @eight_bit::boolean[], @ret::text[], @envid::text[], @header_id::text[],
-			@accepted_at::timestamptz[], @client_addr::text[], @client_hello::text[], @listener::text[], @tls::text[], @tls_need::text[], @recipients::int[],
-			@rule::text[], @body_hash::bytea[], @tags::text[], @metadata::text[])
-		u(id, user_id, credential_id, sender_local, sender_domain, size, body_type, utf8, eight_bit, ret, envid, header_id,
-			accepted_at, client_addr, client_hello, listener, tls, tls_need, recipients, rule, body_hash, tags, metadata)
+	from (select unnest(@id::uuid[]) as id, unnest(@user_id::bigint[]) as user_id, unnest(@credential_id::bigint[]) as credential_id,
+			unnest(@sender_local::text[]) as sender_local, unnest(@sender_domain::text[]) as sender_domain, unnest(@size::bigint[]) as size,
+			unnest(@body_type::text[]) as body_type, unnest(@utf8::boolean[]) as utf8, unnest(@eight_bit::boolean[]) as eight_bit,
+			unnest(@ret::text[]) as ret, unnest(@envid::text[]) as envid, unnest(@header_id::text[]) as header_id,
+			unnest(@accepted_at::timestamptz[]) as accepted_at, unnest(@client_addr::text[]) as client_addr,
+			unnest(@client_hello::text[]) as client_hello, unnest(@listener::text[]) as listener, unnest(@tls::text[]) as tls,
+			unnest(@tls_need::text[]) as tls_need, unnest(@recipients::int[]) as recipients, unnest(@rule::text[]) as rule,
+			unnest(@body_hash::bytea[]) as body_hash, unnest(@tags::text[]) as tags, unnest(@metadata::text[]) as metadata) u
 	where (@again or exists (select from fence))
 		and (not @judged or not exists (select from judged) or u.id not in (select v.id from judged v where v.refused))
 		and (not @again or (select stored.id from message stored where stored.id = u.id) is null)
@@ -68,7 +72,7 @@ m as (
 	returning id),
 b as (
 	insert into body (message_id, n, chunk)
-	select u.* from unnest(@body_id::uuid[], @body_n::int[], @chunk::bytea[]) u(id, n, chunk)
+	select u.* from (select unnest(@body_id::uuid[]) as id, unnest(@body_n::int[]) as n, unnest(@chunk::bytea[]) as chunk) u
 	where (@again or exists (select from fence))
 		and (not @judged or not exists (select from judged) or u.id not in (select v.id from judged v where v.refused))
 		and (not @again or u.id in (select m.id from m))),
@@ -76,9 +80,9 @@ r as (
 	insert into recipient (message_id, n, user_id, dot_possible, tell, notify, domain_key, local, domain, orcpt_type, orcpt, owner, expires_at)
 	select (@id::uuid[])[u.message], u.n, (@user_id::bigint[])[u.message], (@dot_possible::boolean[])[u.message], u.tell, u.notify,
 		coalesce(u.domain_key, u.domain), u.local, u.domain, coalesce(u.orcpt_type, ''), coalesce(u.orcpt, ''), @epoch, now() + @lifetime::interval
-	from unnest(@rcpt_message::int[], @rcpt_n::int[], @tell::smallint[], @notify::smallint[],
-			@domain_key::text[], @local::text[], @domain::text[], @orcpt_type::text[], @orcpt::text[])
-		u(message, n, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
+	from (select unnest(@rcpt_message::int[]) as message, unnest(@rcpt_n::int[]) as n, unnest(@tell::smallint[]) as tell,
+			unnest(@notify::smallint[]) as notify, unnest(@domain_key::text[]) as domain_key, unnest(@local::text[]) as local,
+			unnest(@domain::text[]) as domain, unnest(@orcpt_type::text[]) as orcpt_type, unnest(@orcpt::text[]) as orcpt) u
 	where (@again or exists (select from fence))
 		and (not @judged or not exists (select from judged) or (@id::uuid[])[u.message] not in (select v.id from judged v where v.refused)
 			and ((@id::uuid[])[u.message], u.n) not in (select v.id, v.n from judged v where v.n is not null))

@@ -267,9 +267,13 @@ func (q *Queue) EnqueueNotice(ctx context.Context, n *Notice, m Message, rcpt Re
 	// As with mail, neither a session nor a shutdown cancels a commit.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), q.cfg.Budget)
 	defer cancel()
-	j := &submittal{m: m, rcpts: []Recipient{rcpt}, body: content.New(body), epoch: n.Epoch}
-	j.m.Size = int64(len(body))
-	if err := q.notices.commit(ctx, n, j, body != nil); err != nil {
+	var j *submittal
+	var by *ID
+	if body != nil {
+		j, by = ownMail(m, []Recipient{rcpt}, body, n.Epoch), &m.ID
+	}
+	_, err := q.notices.commit(ctx, j, func(ctx context.Context, tx pgx.Tx) (bool, error) { return true, q.notices.markTold(ctx, tx, n, by) })
+	if err != nil {
 		return fmt.Errorf("enqueue notice: %w", err)
 	}
 	q.inHand.remove(n.Message.ID, len(n.Recipients))
@@ -279,7 +283,35 @@ func (q *Queue) EnqueueNotice(ctx context.Context, n *Notice, m Message, rcpt Re
 	return nil
 }
 
-// notices commits notices, one at a time.
+// EnqueueOwn commits a message of Postern itself, from the null sender, in one transaction with what
+// record writes there; if record returns false nothing is committed, and neither if it returns an
+// error. It reports whether the message is in the queue: after an error it may be.
+func (q *Queue) EnqueueOwn(ctx context.Context, m Message, rcpts []Recipient, body []byte, record func(ctx context.Context, tx pgx.Tx) (bool, error)) (sent bool, err error) {
+	if !q.enter() {
+		return false, refusal(errClosed)
+	}
+	defer q.inflight.Done()
+	epoch := q.epochs.valid()
+	if epoch == 0 {
+		return false, fmt.Errorf("enqueue own mail: %w", errEpochLost)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), q.cfg.Budget)
+	defer cancel()
+	if sent, err = q.notices.commit(ctx, ownMail(m, rcpts, body, epoch), record); err != nil {
+		return false, fmt.Errorf("enqueue own mail: %w", err)
+	}
+	if sent {
+		q.announce()
+	}
+	return sent, nil
+}
+
+func ownMail(m Message, rcpts []Recipient, body []byte, epoch int64) *submittal {
+	m.Size = int64(len(body))
+	return &submittal{m: m, rcpts: rcpts, body: content.New(body), epoch: epoch}
+}
+
+// notices commits notices and other mail of ours, one at a time.
 type notices struct {
 	q  *Queue
 	mu sync.Mutex
@@ -294,48 +326,55 @@ func (ns *notices) close() {
 
 // commit tries until the notice is committed or certainly is not. A commit in doubt is run
 // again; if it had succeeded, the notice is found in the table.
-func (ns *notices) commit(ctx context.Context, n *Notice, j *submittal, send bool) error {
+//
+// record writes what goes with it, or says that nothing is to be committed. A nil j is no message.
+func (ns *notices) commit(ctx context.Context, j *submittal, record recordFunc) (sent bool, err error) {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
 	for try := 1; ; try++ {
-		err := ns.try(ctx, n, j, send)
+		sent, err = ns.try(ctx, j, record)
 		if err == nil {
-			return nil
+			return sent, nil
 		}
 		if try == 3 || ctx.Err() != nil || errors.Is(err, errEpochLost) || pg.CertaintyOf(err) == pg.Rejected && !worthAnother(err) {
-			return err
+			return false, err
 		}
 		ns.s.Drop()
 	}
 }
 
-func (ns *notices) try(ctx context.Context, n *Notice, j *submittal, send bool) error {
+type recordFunc = func(ctx context.Context, tx pgx.Tx) (bool, error)
+
+func (ns *notices) try(ctx context.Context, j *submittal, record recordFunc) (sent bool, err error) {
 	began := time.Now()
-	err := ns.s.Panicked(ns.q.cfg.Guard.Try("queue: committing a notice", func() error { return ns.transact(ctx, n, j, send) }))
+	err = ns.s.Panicked(ns.q.cfg.Guard.Try("queue: committing a notice", func() (err error) {
+		sent, err = ns.transact(ctx, j, record)
+		return err
+	}))
 	ns.q.room.Heard(err)
 	ns.q.committed(WorkNotice, 1, began, err)
-	return err
+	return sent, err
 }
 
-func (ns *notices) transact(ctx context.Context, n *Notice, j *submittal, send bool) error {
+func (ns *notices) transact(ctx context.Context, j *submittal, record recordFunc) (sent bool, err error) {
 	conn, err := ns.s.Get(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		if !send {
-			return ns.markTold(ctx, tx, n, nil)
+		if j != nil {
+			if err := tx.QueryRow(ctx, sqlNoticeExists, j.m.ID).Scan(&sent, nil, nil); err != nil || sent {
+				return err
+			}
 		}
-		var there bool
-		if err := tx.QueryRow(ctx, sqlNoticeExists, j.m.ID).Scan(&there, nil, nil); err != nil || there {
+		wanted, err := record(ctx, tx)
+		if err != nil || !wanted || j == nil {
 			return err
 		}
-		if err := ns.insert(ctx, conn, j); err != nil {
-			return err
-		}
-		return ns.markTold(ctx, tx, n, &j.m.ID)
+		sent = true
+		return ns.insert(ctx, conn, j)
 	})
-	return ns.s.End(err)
+	return sent, ns.s.End(err)
 }
 
 // markTold ends the recipients of n, of which by tells, or nothing.

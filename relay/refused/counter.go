@@ -17,7 +17,7 @@ var files embed.FS
 
 var texts = pg.Load(files)
 
-var sqlWrite = texts.Bind("write", "node", "user_id", "address", "count", "reply", "since")
+var sqlWrite = texts.Bind("write", "user_id", "address", "count", "reply", "since")
 
 const (
 	writeEvery = time.Minute
@@ -28,9 +28,8 @@ const (
 
 // Counter counts refusals on a node. Its methods may be called concurrently.
 type Counter struct {
-	db   pg.DB
-	node string
-	log  *slog.Logger
+	db  pg.DB
+	log *slog.Logger
 
 	mu      sync.Mutex
 	counts  map[key]count
@@ -49,8 +48,8 @@ type count struct {
 }
 
 // NewCounter returns a Counter of a node.
-func NewCounter(db pg.DB, node string, log *slog.Logger) *Counter {
-	return &Counter{db: db, node: node, log: log, counts: make(map[key]count)}
+func NewCounter(db pg.DB, log *slog.Logger) *Counter {
+	return &Counter{db: db, log: log, counts: make(map[key]count)}
 }
 
 // Add counts a recipient that was refused with a reply.
@@ -124,7 +123,7 @@ func (c *Counter) insert(ctx context.Context, counts map[key]count) error {
 		users, tos, ns = append(users, k.user), append(tos, k.address), append(ns, n.n)
 		replies, since = append(replies, n.reply), append(since, n.since)
 	}
-	if _, err := c.db.Exec(ctx, sqlWrite, c.node, users, tos, ns, replies, since); err != nil {
+	if _, err := c.db.Exec(ctx, sqlWrite, users, tos, ns, replies, since); err != nil {
 		return fmt.Errorf("write events: %w", err)
 	}
 	return nil

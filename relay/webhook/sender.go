@@ -129,7 +129,7 @@ func (s *Sender) round(ctx context.Context) error {
 	if err == nil {
 		list, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*hook, error) {
 			var h hook
-			err := row.Scan(&h.id, &h.userID, &h.name, &h.url, &h.kinds, &h.atOnce, &h.sealed, &h.both)
+			err := row.Scan(&h.id, &h.userID, &h.name, &h.url, &h.kinds, &h.atOnce, &h.sealed, &h.both, &h.due)
 			return &h, err
 		})
 	}

@@ -10,8 +10,9 @@ where w.state = 'active' and (w.owner = @owner and w.lease_until < clock_timesta
 
 -- name: leased
 -- The webhooks that a process may send for.
-select id, coalesce(user_id, 0), name, url, kinds, at_once, secret, coalesce(old_until > clock_timestamp(), false)
-from webhook where owner = @owner and state = 'active' and lease_until > clock_timestamp()
+select id, coalesce(user_id, 0), name, url, kinds, at_once, secret, coalesce(old_until > clock_timestamp(), false),
+	exists (select from webhook_retry r where r.webhook_id = w.id and r.next_at <= clock_timestamp())
+from webhook w where owner = @owner and state = 'active' and lease_until > clock_timestamp()
 
 -- name: release
 update webhook set owner = null, lease_until = null where owner = @owner

@@ -81,8 +81,13 @@ func TestOfUser(t *testing.T) {
 	b.happen(3, alice+1)
 	b.exec(`insert into history (message_id, n, at, epoch, result, local, domain, upstream, remote_mta, remote_addr, node)
 		values (id_of(1), 0, clock_timestamp(), 1, 'delivered', 'carol', 'example.net', 'smarthost', 'secret.example', '192.0.2.1', 'node-a')`)
+	b.exec(`insert into history (message_id, n, at, epoch, result, local, domain, upstream, reply_code, reply_enhanced, reply_text)
+		values (id_of(1), 0, clock_timestamp(), 1, 'deferred', 'carol', 'example.net', 'smarthost', 451, '4.4.1', 'upstream smarthost at secret.example:587: connection refused')`)
 	b.run()
-	until(t, "they are sent", func() bool { return len(r.ids("/")) == 4 })
+	until(t, "they are sent", func() bool { return len(r.ids("/")) == 5 })
+	if !slices.ContainsFunc(r.requests(), func(q request) bool { return strings.Contains(q.body, `"text":"the next server: connection refused"`) }) {
+		t.Error("a reply of Postern's own has no text")
+	}
 	for _, q := range r.requests() {
 		if strings.Contains(q.body, `"kind":"audit"`) || !strings.Contains(q.body, `"user":"alice@example.com"`) {
 			t.Errorf("it was sent %s", q.body)
@@ -189,7 +194,9 @@ func TestGoneByRetention(t *testing.T) {
 	if w := b.show("a"); w.GoneUntil == nil || w.GoneAt == nil {
 		t.Errorf("%+v", w)
 	}
-	until(t, "it goes on", func() bool {
+	until(t, "they are settled", func() bool { return b.int(`select count(*) from webhook_try`) == 4 })
+	b.happen(1, 1)
+	until(t, "it goes on as any other", func() bool {
 		return b.int(`select count(*) from webhook where not lenient`) == 1
 	})
 }

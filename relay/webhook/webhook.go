@@ -103,6 +103,9 @@ func open(s *seal.Sealer, name string, sealed []byte, both bool) (secrets []Secr
 	return secrets, nil
 }
 
+// upstreamName is how Postern's own replies name an upstream, and where it is.
+var upstreamName = regexp.MustCompile(`\bupstream "?[^\s:"]+"?( at \S+:\d+)?`)
+
 // encode is the body of a request: the event's JSON. A user does not see the relay's upstreams and nodes.
 func encode(e *feed.Event, ofUser bool) (string, error) {
 	shown := *e
@@ -111,6 +114,11 @@ func encode(e *feed.Event, ofUser bool) (string, error) {
 			shown.Upstream, shown.Remote = "", nil
 		}
 		shown.Node = ""
+		if e.Reply != nil {
+			reply := *e.Reply
+			reply.Text = upstreamName.ReplaceAllString(reply.Text, "the next server")
+			shown.Reply = &reply
+		}
 	}
 	var text bytes.Buffer
 	enc := json.NewEncoder(&text)
@@ -123,13 +131,13 @@ var nameForm = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
 
 // checkKinds refuses kinds that a webhook cannot get.
 func checkKinds(kinds []feed.Kind, ofUser bool) error {
-	ofMail := feed.Kinds()
-	ofMail = ofMail[:slices.Index(ofMail, feed.Audit)]
+	users := feed.Kinds()
+	users = users[:slices.Index(users, feed.Audit)]
 	for _, k := range kinds {
 		switch {
 		case !slices.Contains(feed.Kinds(), k):
 			return refusal.Invalid("there is no kind %q of events", k)
-		case ofUser && !slices.Contains(ofMail, k):
+		case ofUser && !slices.Contains(users, k):
 			return refusal.Invalid("events of the kind %s are not about mail, and no user's webhook gets them", k)
 		}
 	}

@@ -436,3 +436,36 @@ func TestPause(t *testing.T) {
 	must(t, b.store.Resume(t.Context(), "a"))
 	until(t, "it is sent them", func() bool { return len(r.ids("/a")) == 5 })
 }
+
+// A webhook for which nothing happens is not behind, however long; one whose events of a page are not all
+// sent is.
+func TestPlaceTime(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.add("a", "https://example.com/")
+	s := NewSender(b.cfg)
+	newest, err := feed.Newest(t.Context(), b.db.Pool)
+	must(t, err)
+	s.newest.Store(&newest)
+	b.exec(`update webhook set owner = $1, lease_until = now() + interval '1 hour', place_at = now() - interval '3 hours'`, s.owner)
+	h := &hook{id: int64(b.int(`select id from webhook`))}
+	w := &worker{s: s, at: newest, seen: &newest, atTime: time.Now().Add(-3 * time.Hour)}
+	if jobs, err := w.fresh(t.Context(), h, 1); len(jobs) > 0 || err != nil {
+		t.Fatal(jobs, err)
+	}
+	if w := b.show("a"); w.Behind > 60 {
+		t.Errorf("%v seconds behind", w.Behind)
+	}
+	early := time.Now().Add(-time.Hour)
+	cursor := newest.String()
+	w.events, w.next, w.nextTime = []feed.Event{{At: early, Cursor: cursor}, {At: early, Cursor: cursor}}, newest, time.Now()
+	for n, want := range map[int]time.Time{1: early, 2: w.nextTime} {
+		if _, at, err := w.behind(n); err != nil || !at.Equal(want) {
+			t.Errorf("behind %d of 2: %v, %v", n, at, err)
+		}
+	}
+	w.more = true
+	if _, at, err := w.behind(2); err != nil || !at.Equal(early) {
+		t.Errorf("with more behind: %v, %v", at, err)
+	}
+}

@@ -45,6 +45,7 @@ type hook struct {
 	atOnce     int
 	sealed     []byte
 	both       bool // secrets sign
+	due        bool // an event waits whose time has come
 }
 
 // worker sends for one webhook.
@@ -56,23 +57,24 @@ type worker struct {
 	ended chan struct{}
 
 	// Of the loop alone.
-	sending context.Context // of requests
-	cut     context.CancelFunc
-	client  *client
-	reach   *Reach // that the client was made with
-	secrets []Secret
-	opened  []byte // that secrets were opened from
-	known   bool   // at is
-	at      feed.Cursor
-	atTime  time.Time // what happened before is behind at
-	events  []feed.Event
-	next    feed.Cursor  // behind them
-	more    bool         // there is more behind that
-	seen    *feed.Cursor // the end of the feed when it was last read to its end
-	placed  time.Time    // when the place was last written
-	expired time.Time
-	failing bool // an error was logged
-	lost    bool // the lease is over
+	sending  context.Context // of requests
+	cut      context.CancelFunc
+	client   *client
+	reach    *Reach // that the client was made with
+	secrets  []Secret
+	opened   []byte // that secrets were opened from
+	known    bool   // at is
+	at       feed.Cursor
+	atTime   time.Time // what happened before is behind at
+	events   []feed.Event
+	next     feed.Cursor  // behind them
+	nextTime time.Time    // when they were read
+	more     bool         // there is more behind next
+	seen     *feed.Cursor // the end of the feed when it was last read to its end
+	placed   time.Time    // when the place was last written
+	expired  time.Time
+	failing  bool // an error was logged
+	lost     bool // the lease is over
 }
 
 func (w *worker) over() bool {
@@ -134,6 +136,9 @@ type job struct {
 // step sends some events, and reports whether there may be more now.
 func (w *worker) step(ctx context.Context) (again bool, err error) {
 	h := w.hook.Load()
+	if w.idle(h) {
+		return false, nil
+	}
 	if err := w.prepare(h); err != nil {
 		return false, err
 	}
@@ -179,6 +184,17 @@ func (w *worker) step(ctx context.Context) (again bool, err error) {
 		return false, nil
 	}
 	return w.settle(h, tried, failures)
+}
+
+// idle reports that there is nothing to be done, as far as is known without a question.
+func (w *worker) idle(h *hook) bool {
+	return !h.due && len(w.events) == 0 && w.atEnd() && time.Since(w.placed) < placeEvery && time.Since(w.expired) < expireEvery
+}
+
+// atEnd reports that the feed was read to the end that it has now.
+func (w *worker) atEnd() bool {
+	newest := w.s.newest.Load()
+	return !w.more && w.seen != nil && newest != nil && *w.seen == *newest
 }
 
 // prepare makes the client and opens the secrets, when they have changed.
@@ -246,11 +262,11 @@ func (w *worker) due(ctx context.Context, h *hook, most int) ([]job, error) {
 // fresh are the next events of the feed.
 func (w *worker) fresh(ctx context.Context, h *hook, most int) ([]job, error) {
 	for len(w.events) == 0 {
-		newest := w.s.newest.Load()
-		if !w.more && w.seen != nil && newest != nil && *w.seen == *newest {
+		begun, newest := time.Now(), w.s.newest.Load()
+		if w.atEnd() {
+			w.atTime = begun
 			return nil, w.save(ctx, h)
 		}
-		begun := time.Now()
 		page, err := feed.Read(ctx, w.s.cfg.DB, w.at, feed.Filter{UserID: h.userID, Kinds: h.kinds})
 		if gone := (*feed.GoneError)(nil); errors.As(err, &gone) {
 			return nil, w.gone(ctx, h, gone)
@@ -258,13 +274,11 @@ func (w *worker) fresh(ctx context.Context, h *hook, most int) ([]job, error) {
 		if err != nil {
 			return nil, err
 		}
-		w.events, w.next, w.more, w.seen = page.Events, page.Next, page.More, newest
-		if !w.more {
-			w.atTime = begun
-		}
+		w.events, w.next, w.nextTime, w.more, w.seen = page.Events, page.Next, begun, page.More, newest
 		if len(w.events) == 0 {
 			w.at = w.next
 			if !w.more {
+				w.atTime = begun
 				return nil, w.save(ctx, h)
 			}
 		}
@@ -359,6 +373,22 @@ func (w *worker) send(ctx context.Context, jobs []job, atOnce, failures int) []t
 	return list[:n]
 }
 
+// behind is the place behind the first n events, and the time of it.
+func (w *worker) behind(n int) (at feed.Cursor, atTime time.Time, err error) {
+	last := &w.events[n-1]
+	switch {
+	case n < len(w.events):
+		at, err = feed.ParseCursor(last.Cursor)
+		if w.next.Lenient() {
+			at = at.Leniently()
+		}
+		return at, last.At, err
+	case w.more:
+		return w.next, last.At, nil
+	}
+	return w.next, w.nextTime, nil
+}
+
 // outcome is what settle writes.
 type outcome struct {
 	done, again                    []uuid.UUID
@@ -381,21 +411,9 @@ func (w *worker) settle(h *hook, list []tried, failures int) (again bool, err er
 	}
 	o.wait = max(o.wait, rest(o.failures))
 	at, atTime := w.at, w.placeTime()
-	if fresh := len(list); !list[0].retry {
-		if fresh == len(w.events) {
-			at = w.next
-			if w.more {
-				atTime = w.events[fresh-1].At
-			}
-		} else {
-			at, err = feed.ParseCursor(w.events[fresh-1].Cursor)
-			if err != nil {
-				return false, err
-			}
-			if w.next.Lenient() {
-				at = at.Leniently()
-			}
-			atTime = w.events[fresh-1].At
+	if !list[0].retry {
+		if at, atTime, err = w.behind(len(list)); err != nil {
+			return false, err
 		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), callTime)
@@ -410,7 +428,7 @@ func (w *worker) settle(h *hook, list []tried, failures int) (again bool, err er
 		return false, fmt.Errorf("write what became of events: %w", err)
 	}
 	if !list[0].retry {
-		w.at, w.events = at, w.events[len(list):]
+		w.at, w.atTime, w.events = at, atTime, w.events[len(list):]
 		w.placed = time.Now()
 	}
 	w.s.count(h.name, Taken, o.taken)

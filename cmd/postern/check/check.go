@@ -32,12 +32,13 @@ type Options struct {
 // checkup is one run of the check. Its areas only read what is here, and each writes
 // a report of its own.
 type checkup struct {
-	source config.Source
-	dialer *database.Connector // of the database
-	opts   Options
-	cfg    config.Config
-	found  bool  // there is a configuration file
-	bad    error // it cannot be used, so nothing else is looked at
+	source  config.Source
+	dialer  *database.Connector // of the database
+	opts    Options
+	cfg     config.Config
+	found   bool  // there is a configuration file
+	bad     error // it cannot be used, so nothing else is looked at
+	running bool  // a node asks, see Running
 
 	now   func() time.Time
 	dns   *resolver.Resolver
@@ -61,6 +62,15 @@ const checkTime = time.Minute
 // configuration is from's; dialer connects to the database.
 func Run(ctx context.Context, from config.Source, dialer *database.Connector, opts Options) []health.Finding {
 	return newCheckup(from, dialer, opts).run(ctx)
+}
+
+// Running is what a running node asks of itself, the database and what all nodes have found, as Run
+// does: it tries neither its own listeners nor upstreams, and asks other sites only about DKIM records.
+func Running(ctx context.Context, cfg config.Config, from config.Source, dialer *database.Connector, url string) []health.Finding {
+	c := newCheckup(from, dialer, Options{})
+	c.cfg, c.bad, c.running = cfg, nil, true
+	_, _ = c.database.get(ctx, func() (string, error) { return url, nil })
+	return c.run(ctx)
 }
 
 func newCheckup(from config.Source, dialer *database.Connector, opts Options) *checkup {

@@ -87,10 +87,12 @@ func (c *checkup) databaseURL(ctx context.Context) (string, error) {
 		}
 		opened := make(chan result, 2)
 		c.background.Go(func() {
-			err := database.With(ctx, c.cfg.Database, func(_ context.Context, url string) error {
-				opened <- result{url: url}
-				<-c.over
-				return nil
+			err := guard.Try("check", func() error {
+				return database.With(ctx, c.cfg.Database, func(_ context.Context, url string) error {
+					opened <- result{url: url}
+					<-c.over
+					return nil
+				})
 			})
 			opened <- result{err: err}
 		})
@@ -133,7 +135,7 @@ func (c *checkup) lookAtDatabase(ctx context.Context, r *report) {
 		{"version", func(ctx context.Context) error { return in.server(ctx, url) }},
 		{"pooler", in.pooling(url)}, {"settings", in.durability}, {"log", in.statementsLogged}, {"replicas", in.replicas}, {"TLS", in.protection},
 		{"clock", in.clock}, {"connections", in.connections}, {"privileges", in.privileges},
-		{"schema", in.schema}, {"nodes", in.nodes}, {"queue", in.setAside}, {"queue in doubt", in.inDoubt},
+		{"schema", in.schema}, {"nodes", in.nodes}, {"queue", in.setAside}, {"queue in doubt", in.inDoubt}, {"queue held", in.held}, {"notices", in.lost},
 		{"autovacuum", in.autovacuum}, {"transactions", in.transactions}, {"feed", in.feed}, {"webhooks", in.webhooks},
 		{"tables", in.deadRows}, {"limits", in.timeouts}, {"disk", in.disk}, {"full", in.full},
 	} {

@@ -108,8 +108,8 @@ func databaseFaults() []fault {
 		{"node.twice", `"relay.test" was taken over`, takenOver},
 		{"db.old-transaction", "process", openTransaction},
 		{"feed.held", "process", heldFeed},
-		{"webhook.disabled", "webhook a: gone", sql(insertWebhook + `values ('a', 'disabled', 'gone', now(), null, null, 'https://example.com', 8, '', '')`)},
-		{"webhook.behind", "2h0m0s behind", sql(insertWebhook + `values ('a', 'active', '', now() - interval '2 hours', null, null, 'https://example.com', 8, '', '')`)},
+		{"webhook.disabled", "gone", sql(insertWebhook + `values ('a', 'disabled', 'gone', now(), null, null, 'https://example.com', 8, '', '')`)},
+		{"webhook.behind", "behind, 0 requests in a row failed", sql(insertWebhook + `values ('a', 'active', '', now() - interval '2 hours', null, null, 'https://example.com', 8, '', '')`)},
 		{"webhook.gone", "events until", sql(insertWebhook + `values ('a', 'active', '', now(), now(), now(), 'https://example.com', 8, '', '')`)},
 		{"db.dead-rows", "app_user", deletedRows},
 		{"db.wraparound", "transactions since", bound(func(b *bounds) { b.frozen = 0 })},
@@ -118,9 +118,16 @@ func databaseFaults() []fault {
 			values (gen_random_uuid(), 0, 1, now(), now(), 'its size is -1', 0, 0, 'x', 'a', 'x', '', '')`)},
 		{"queue.in-doubt", "1 recipient in doubt", sql(`insert into recipient (message_id, n, user_id, expires_at, held_at, doubt, stays_with, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
 			values (gen_random_uuid(), 0, 1, now(), now(), 'hold', 'out', 0, 0, 'x', 'a', 'x', '', '')`)},
+		{"queue.held", "1 recipient", sql(`insert into recipient (message_id, n, user_id, expires_at, held_at, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
+			values (gen_random_uuid(), 0, 1, now(), now(), 0, 0, 'x', 'a', 'x', '', '')`)},
+		{"queue.held", "on hold: alice: why", sql(`with u as (insert into app_user (name) values ('alice') returning id) insert into hold (user_id, reason, made_by) select id, 'why', 'root' from u`)},
+		{"queue.lost", "1", sql(`insert into notice (message_id, about, user_id, again, kind, lost, lost_at) values (gen_random_uuid(), gen_random_uuid(), 1, false, 'failure', 'failed', now())`)},
+		{"alerts.undelivered", "-", sql(`with m as (update alert set mailed_at = now() - interval '61 minutes', message_id = gen_random_uuid() returning message_id)
+			insert into recipient (message_id, n, user_id, expires_at, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
+			select message_id, 0, 0, now(), 0, 0, 'x', 'a', 'x', '', '' from m`)},
 		{"db.full", "since", sql(`update room set full_at = now()`)},
 		{"db.room-none", "free", bound(func(b *bounds) { b.none = 1 << 60 })},
-		{"db.connections", "20 allowed, and this node may open 33", func(t *testing.T, p *patient) {
+		{"db.connections", "20 allowed, and this node may open 35", func(t *testing.T, p *patient) {
 			p.admit(t)
 			p.sql(t, "alter database "+p.pool.Config().ConnConfig.Database+" connection limit 20")
 		}},

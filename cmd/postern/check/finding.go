@@ -7,6 +7,7 @@ import (
 
 	"postern/admin/health"
 	"postern/cmd/postern/screen"
+	"postern/internal/panics"
 )
 
 // kind is a health.Kind whose literal needs no names of fields.
@@ -61,17 +62,17 @@ const atATime = 16
 // found in their order. It leaves out those not begun at the end of ctx.
 func (r *report) each(ctx context.Context, n int, look func(ctx context.Context, i int, r *report)) {
 	parts := make([]*report, n)
-	var wg sync.WaitGroup
+	var all panics.Group
 	places := make(chan struct{}, atATime)
 	for i := range n {
 		parts[i] = &report{}
-		wg.Go(func() {
+		all.Go(func() {
 			places <- struct{}{}
 			defer func() { <-places }()
 			look(ctx, i, parts[i])
 		})
 	}
-	wg.Wait()
+	all.Wait()
 	for _, part := range parts {
 		found := part.close()
 		r.mu.Lock()
@@ -81,6 +82,9 @@ func (r *report) each(ctx context.Context, n int, look func(ctx context.Context,
 		r.mu.Unlock()
 	}
 }
+
+// guard turns a panic into an error: nodes check as well.
+var guard *panics.Guard
 
 // future is a value that is worked out once, when it is first asked for.
 type future[T any] struct {
@@ -96,8 +100,8 @@ func (f *future[T]) get(ctx context.Context, load func() (T, error)) (value T, e
 	f.once.Do(func() {
 		f.done = make(chan struct{})
 		go func() {
-			f.value, f.err = load()
-			close(f.done)
+			defer close(f.done)
+			f.err = guard.Try("check", func() (err error) { f.value, err = load(); return err })
 		}()
 	})
 	select {

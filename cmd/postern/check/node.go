@@ -21,6 +21,12 @@ var nodeKinds = []kind{
 		"find what damaged them; then 'postern queue show ID', and 'queue release ID' or 'queue cancel ID'"},
 	{"queue.in-doubt", health.Warning, "Mail that may have been delivered is held until a person decides.",
 		"'postern queue list --in-doubt'; then 'postern queue resolve ID' with --delivered or --resend"},
+	{"queue.held", health.Warning, "Mail is held until a person releases it: its user is on hold, or it was held by itself.",
+		"'postern queue list --state held'; then 'postern queue release' or 'postern queue cancel'"},
+	{"queue.lost", health.Warning, "A notice of the last day could not be delivered, so a sender does not know what became of mail.",
+		"'postern queue lost'; tell the sender another way"},
+	{"alerts.undelivered", health.Warning, "The last alert by mail was not delivered within an hour, or refused.",
+		"'postern trace' with its id; correct mail in [alerts], or what keeps it from going out"},
 }
 
 // inDoubt asks for mail that waits for a person because it may have been delivered.
@@ -34,6 +40,47 @@ func (in *inspection) inDoubt(ctx context.Context) error {
 		in.r.add("queue.in-doubt", "queue", "%s in doubt", screen.Count(total, "recipient"))
 	}
 	return err
+}
+
+// held asks for mail that waits for a person for another reason.
+func (in *inspection) held(ctx context.Context) error {
+	var total int
+	var who []string
+	err := in.conn.QueryRow(ctx, `
+		select (select count(*) from recipient where held_at is not null and set_aside is null and doubt is distinct from 'hold'),
+			coalesce((select array_agg(u.name || ': ' || h.reason order by h.made_at) from hold h join app_user u on u.id = h.user_id), '{}')`).Scan(&total, &who)
+	switch {
+	case toldElsewhere(err):
+		return nil
+	case len(who) > 0:
+		in.r.add("queue.held", "queue", "%s; on hold: %s", screen.Count(total, "recipient"), screen.Few(who))
+	case total > 0:
+		in.r.add("queue.held", "queue", "%s", screen.Count(total, "recipient"))
+	}
+	return err
+}
+
+// lost asks for notices that nobody got, and for the last alert.
+func (in *inspection) lost(ctx context.Context) error {
+	var notices int
+	var undelivered *string
+	err := in.conn.QueryRow(ctx, `
+		select (select count(*) from notice where lost is not null and lost_at > now() - interval '1 day'),
+			(select a.message_id::text from alert a where mailed_at < now() - interval '1 hour' and exists (select from recipient r where r.message_id = a.message_id)
+				or exists (select from history h where h.message_id = a.message_id and h.result in ('failed', 'expired') and not h.fenced))`).Scan(&notices, &undelivered)
+	switch {
+	case toldElsewhere(err):
+		return nil
+	case err != nil:
+		return err
+	}
+	if notices > 0 {
+		in.r.add("queue.lost", "notices", "%d", notices)
+	}
+	if undelivered != nil {
+		in.r.add("alerts.undelivered", "alerts", "%s", *undelivered)
+	}
+	return nil
 }
 
 // setAside asks for mail of which the nodes could make nothing; before the migration there is
@@ -75,7 +122,7 @@ func (in *inspection) nodes(ctx context.Context) error {
 		}
 	}
 	for _, name := range living {
-		if name == own && len(in.c.cfg.Listeners) > 0 && !in.c.runsHere(ctx) {
+		if name == own && len(in.c.cfg.Listeners) > 0 && !in.c.running && !in.c.runsHere(ctx) {
 			in.r.add("node.taken", "nodes", "%q is alive, and no server of this configuration runs on this machine", own)
 			return nil
 		}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"postern/admin/health"
+	"postern/internal/panics"
 )
 
 // area is a part of the check that --only can choose.
@@ -37,6 +38,11 @@ func areas() []area {
 		{"mx", true, (*checkup).lookAtMX},
 		{"relay", false, (*checkup).lookFromOutside},
 	}
+}
+
+// byNode reports an area that a running node looks at as well.
+func (a area) byNode() bool {
+	return !slices.Contains([]string{"config", "port", "admin", "account", "dns", "spf", "mx", "relay"}, a.name)
 }
 
 // Areas are the names that --only takes.
@@ -95,11 +101,11 @@ func (c *checkup) run(ctx context.Context) []health.Finding {
 	c.over = make(chan struct{})
 	chosen := c.chosen()
 	found := make([][]health.Finding, len(chosen))
-	var wg sync.WaitGroup
+	var all panics.Group
 	for i, a := range chosen {
-		wg.Go(func() { found[i] = c.lookAt(ctx, a) })
+		all.Go(func() { found[i] = c.lookAt(ctx, a) })
 	}
-	wg.Wait()
+	all.Wait()
 	close(c.over)
 	c.background.Wait()
 	return slices.Concat(found...)
@@ -113,7 +119,7 @@ func (c *checkup) chosen() (list []area) {
 		case a.name == "config" && c.bad != nil:
 			list = append(list, a)
 		case len(c.opts.Only) > 0 && !slices.Contains(c.opts.Only, a.name):
-		case a.online && c.opts.Offline:
+		case a.online && c.opts.Offline, c.running && !a.byNode():
 		case a.name == "mx" && len(c.opts.MX) == 0:
 		default:
 			list = append(list, a)
@@ -128,20 +134,22 @@ func (c *checkup) lookAt(ctx context.Context, a area) []health.Finding {
 		r.skip(a.name, "the configuration file cannot be used")
 		return r.close()
 	}
-	done := make(chan struct{})
+	done := make(chan error, 1)
 	go func() {
-		defer close(done)
-		a.look(c, ctx, r)
+		done <- guard.Try("check", func() error { a.look(c, ctx, r); return nil })
 	}()
+	var err error
 	select {
-	case <-done:
-		return r.close()
+	case err = <-done:
 	case <-ctx.Done():
+		select {
+		case err = <-done:
+		case <-time.After(grace):
+			r.add("check.unfinished", a.name, "not done after %s", c.limit)
+		}
 	}
-	select {
-	case <-done:
-	case <-time.After(grace):
-		r.add("check.unfinished", a.name, "not done after %s", c.limit)
+	if err != nil {
+		r.skip(a.name, "%v", err)
 	}
 	return r.close()
 }

@@ -217,6 +217,9 @@ func (c *checkup) lookAtUpstreams(ctx context.Context, r *report) {
 	for i := range v.budgets {
 		c.upstreamBudget(r, &v.budgets[i])
 	}
+	if c.running { // its breakers know
+		return
+	}
 	cfg := c.dialling(upstreamTime / 2)
 	end, err := c.share(ctx, &cfg, v.upstreams)
 	if err != nil {

@@ -56,6 +56,7 @@ type Config struct {
 	OAuth      OAuth      `toml:"oauth"`
 	Retention  Retention  `toml:"retention"`
 	Webhooks   Webhooks   `toml:"webhooks"`
+	Alerts     Alerts     `toml:"alerts"`
 	Log        Log        `toml:"log"`
 	Admin      Admin      `toml:"admin"`
 }
@@ -164,6 +165,32 @@ func (w *Webhooks) Reach() (webhook.Reach, error) {
 		return webhook.Reach{}, fmt.Errorf("webhooks.allow: %w", err)
 	}
 	return webhook.Reach{Allow: allow}, nil
+}
+
+// Alerts says who gets mail about what is wrong: docs/alerts.md.
+type Alerts struct {
+	Mail []string `toml:"mail" reload:"yes"`
+}
+
+// mostAlerted bounds the addresses of alerts.
+const mostAlerted = 20
+
+// Addresses are those of Mail.
+func (a *Alerts) Addresses() (list []smtp.Address, err error) {
+	if len(a.Mail) > mostAlerted {
+		return nil, fmt.Errorf("alerts: mail has %d addresses, at most %d are allowed", len(a.Mail), mostAlerted)
+	}
+	for _, text := range a.Mail {
+		address, err := smtp.ParseRecipient(text)
+		if err == nil && (address.NeedsUTF8() || address.Domain == "") {
+			err = errors.New("it needs a domain, and only ASCII")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("alerts: mail: %q: %w", text, err)
+		}
+		list = append(list, address)
+	}
+	return list, nil
 }
 
 type Log struct {
@@ -340,6 +367,9 @@ func (c *Config) validate() error {
 		return err
 	}
 	if err := c.OAuth.validate(); err != nil {
+		return err
+	}
+	if _, err := c.Alerts.Addresses(); err != nil {
 		return err
 	}
 	return checkBounds("", reflect.ValueOf(*c))

@@ -79,7 +79,7 @@ func OpenLimit() uint64 {
 
 // NodeConnections is how many connections one node may open: those that are configured,
 // and those of the queue, of what is noted of logins, of routes, of suppressions, of webhooks, of health and metrics,
-// and of certificates by ACME.
+// of certificates by ACME, and of what alerts by mail look at.
 func (c *Config) NodeConnections() int {
 	n := c.Database.MaxConnections + 17 + 3 + 1 + 2 + 2
 	if c.Admin.Address != "" {
@@ -87,6 +87,9 @@ func (c *Config) NodeConnections() int {
 	}
 	if c.ACME.On() {
 		n += 3
+	}
+	if len(c.Alerts.Mail) > 0 {
+		n += 2
 	}
 	return n
 }

@@ -63,4 +63,8 @@ func TestNodeConnections(t *testing.T) {
 	if n := c.NodeConnections(); n != all+3 {
 		t.Errorf("%d with [acme]", n)
 	}
+	c.Alerts.Mail = []string{"ops@example.com"}
+	if n := c.NodeConnections(); n != all+3+2 {
+		t.Errorf("%d with [alerts] as well", n)
+	}
 }

@@ -65,6 +65,7 @@ func (n *Node) registerParts() {
 	})
 	admin.RegisterDKIM(r, n.signing.ring.List)
 	n.suppressing.register(r)
+	n.alerting.register(r)
 	if n.front != nil {
 		n.front.register(r)
 	}

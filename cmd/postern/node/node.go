@@ -63,6 +63,7 @@ type Node struct {
 	anomaly     *anomaly.Detector
 	retention   *retention.Retention
 	marker      *feed.Marker
+	alerting    alerting
 
 	metrics    *metrics // nil without an admin address, as the next
 	admin      *adminPages
@@ -265,6 +266,7 @@ func (n *Node) buildQueue(ctx context.Context) error {
 		return err
 	}
 	n.buildSigning(workPool)
+	n.buildAlerts(workPool)
 	return nil
 }
 
@@ -334,11 +336,13 @@ func (n *Node) start(ctx context.Context) error {
 	if n.back != nil {
 		n.back.start()
 	}
+	n.alerting.start(n)
 	return nil
 }
 
 // closeQueue comes last: what became of mail is written down.
 func (n *Node) closeQueue(ctx context.Context) error {
+	n.alerting.close()
 	n.anomaly.Close()
 	n.retention.Close()
 	n.suppressing.close()

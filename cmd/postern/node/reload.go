@@ -93,6 +93,7 @@ func (n *Node) apply(cfg config.Config) error {
 		Lifetime: time.Duration(cfg.Queue.Lifetime), DelayNotice: time.Duration(cfg.Queue.DelayNotice),
 	})
 	n.retention.SetHistory(time.Duration(cfg.Queue.History))
+	n.alerting.use(cfg)
 	if n.back != nil {
 		reach, err := n.Config.Webhooks.Reach()
 		if err != nil {

@@ -26,7 +26,7 @@ func (n *Node) buildSuppression(ctx context.Context) error {
 		return err
 	}
 	n.suppressing.list = suppression.New(suppression.Config{DB: pool, Log: n.Log})
-	n.suppressing.refused = refused.NewCounter(pool, n.name, n.Log)
+	n.suppressing.refused = refused.NewCounter(pool, n.Log)
 	return nil
 }
 

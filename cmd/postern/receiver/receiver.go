@@ -12,6 +12,7 @@ import (
 	"blitiri.com.ar/go/spf"
 	"github.com/miekg/dns"
 
+	"postern/internal/panics"
 	"postern/relay/dkim"
 	"postern/relay/dkim/keys"
 	"postern/relay/resolver"
@@ -79,7 +80,7 @@ const (
 // Judge judges mail by SPF, DKIM and DMARC.
 func (r Receiver) Judge(ctx context.Context, m Mail) (list []Finding) {
 	list = make([]Finding, len(m.Signatures))
-	var all sync.WaitGroup
+	var all panics.Group
 	for i, k := range m.Signatures {
 		all.Go(func() { list[i] = r.dkim(ctx, k) })
 	}
