@@ -204,6 +204,9 @@ func (f *fire) compare() {
 		node.Terminate()
 	}
 	f.reader.stop()
+	for _, e := range []*endpoint{f.hook, f.gone} {
+		e.close() // no request is under way from here on
+	}
 	rows := f.rows()
 	kinds := map[string]int{}
 	for key, n := range want {
@@ -452,8 +455,9 @@ func (a *reader) live(ctx context.Context, place string) string {
 // endpoint is a webhook's. It fails one time in five.
 type endpoint struct {
 	heard
-	gone bool
-	url  string
+	gone  bool
+	url   string
+	close func()
 
 	library *standard.Webhook
 
@@ -476,6 +480,7 @@ func newEndpoint(t testing.TB, e *endpoint) *endpoint {
 	s.Listener = listener
 	s.Start()
 	t.Cleanup(s.Close)
+	e.close = s.Close
 	e.url = s.URL
 	return e
 }
