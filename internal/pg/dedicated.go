@@ -55,7 +55,7 @@ const (
 		` select set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, false);` + // as durably()
 		` set jit = off; set plan_cache_mode = force_generic_plan; set idle_in_transaction_session_timeout = '60s';`
 	TuneWork   = tunePlans + ` set statement_timeout = '60s'; set lock_timeout = '15s'`
-	TuneCommit = tunePlans + ` set statement_timeout = 0; set lock_timeout = '15s'`
+	TuneCommit = tunePlans + ` set statement_timeout = 0; set lock_timeout = '1s'` // others' mail waits behind a lock
 )
 
 // NewDedicated makes one from the settings of a pool's connections; tune is TuneWork or

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,10 @@ import (
 // waryStatements is how many statements look whose keys are in the table (admit) after one failed
 // since a key was. Copies come in loops, and PostgreSQL logs each failure.
 const waryStatements = 64
+
+// blockedTime bounds how long a group waits for a table that somebody has locked, one lock_timeout after
+// the other.
+const blockedTime = 15 * time.Second
 
 // Committers of each kind: while one waits for its commit, the next gathers.
 const (
@@ -163,6 +168,7 @@ func (c *committer) yield() {
 
 // commit brings every message of the group to its end.
 func (c *committer) commit(mail []*submittal) {
+	began := time.Now()
 	for try := 1; ; try++ {
 		err := c.try(mail, false)
 		if err == nil {
@@ -179,6 +185,9 @@ func (c *committer) commit(mail []*submittal) {
 			return
 		case hasCopy(err) && c.group.wary == 0:
 			c.group.wary = waryStatements
+			try--
+			continue
+		case isBlocked(err) && time.Since(began) < blockedTime:
 			try--
 			continue
 		case len(apart(mail, err)) > 1:
@@ -514,6 +523,7 @@ type group struct {
 	tell, notify                 []int16
 	key, rLocal, rDomain, rType  []string
 	orcpt                        []string
+	keys                         []groupKey
 	dupKey, dupContent           [][16]byte // of keys
 	dupMessage, dupN, dupSpan    []int32
 	keyed, hasORcpt, hashed      bool // some key is not the domain; some recipient has an ORCPT, some message a hash
@@ -567,6 +577,7 @@ func (g *group) arguments(a *pg.Args) {
 	a.Add("orcpt_type", unless(g.hasORcpt, g.rType))
 	a.Add("orcpt", unless(g.hasORcpt, g.orcpt))
 
+	g.sortKeys()
 	a.Add("key", g.dupKey)
 	a.Add("key_message", g.dupMessage)
 	a.Add("key_n", g.dupN)
@@ -596,7 +607,7 @@ func (g *group) reset() {
 		bodyID: g.bodyID[:0], bodyN: g.bodyN[:0], chunk: g.chunk[:0], buf: g.buf[:0],
 		dot: g.dot[:0], rMessage: g.rMessage[:0], rN: g.rN[:0], tell: g.tell[:0], notify: g.notify[:0],
 		key: g.key[:0], rLocal: g.rLocal[:0], rDomain: g.rDomain[:0], rType: g.rType[:0], orcpt: g.orcpt[:0],
-		dupKey: g.dupKey[:0], dupContent: g.dupContent[:0], dupMessage: g.dupMessage[:0], dupN: g.dupN[:0], dupSpan: g.dupSpan[:0], wary: g.wary, args: g.args,
+		keys: g.keys[:0], dupKey: g.dupKey, dupContent: g.dupContent, dupMessage: g.dupMessage, dupN: g.dupN, dupSpan: g.dupSpan, wary: g.wary, args: g.args,
 	}
 	if cap(g.buf) > groupBytes/4 {
 		g.buf = nil
@@ -623,9 +634,7 @@ func (g *group) add(j *submittal, strict bool) {
 	g.tags, g.metadata = append(g.tags, arrayText(m.Tags)), append(g.metadata, m.Metadata)
 	g.tagged = g.tagged || m.Tags != nil || m.Metadata != ""
 	for _, k := range j.keys {
-		g.dupKey, g.dupContent = append(g.dupKey, k.key), append(g.dupContent, m.Key.Content)
-		g.dupMessage, g.dupN = append(g.dupMessage, int32(len(g.id))), append(g.dupN, int32(k.n))
-		g.dupSpan = append(g.dupSpan, int32(m.Key.Window/time.Second))
+		g.keys = append(g.keys, groupKey{k, int32(len(g.id)), int32(m.Key.Window / time.Second), m.Key.Content})
 	}
 	g.charged = append(g.charged, quota.Charge{Limits: m.Charges, Recipients: len(j.rcpts), Size: m.Size})
 	g.dot = append(g.dot, !j.parked && !strict)
@@ -641,6 +650,25 @@ func (g *group) add(j *submittal, strict bool) {
 		g.tell, g.notify = append(g.tell, tell), append(g.notify, int16(r.Notify))
 		g.key, g.rLocal, g.rDomain = append(g.key, key), append(g.rLocal, r.Address.Local), append(g.rDomain, r.Address.Domain)
 		g.rType, g.orcpt = append(g.rType, pg.Storable(r.ORcptType)), append(g.orcpt, pg.Storable(r.ORcpt))
+	}
+}
+
+// groupKey is a key of duplicates: of which message of the group, for how many seconds, and what
+// content a client's own key stands for.
+type groupKey struct {
+	rcptKey
+	message, span int32
+	content       [16]byte
+}
+
+// sortKeys makes the columns of the keys, in the order in which all transactions put them in: two
+// that wait for each other's would not end.
+func (g *group) sortKeys() {
+	slices.SortFunc(g.keys, func(a, b groupKey) int { return bytes.Compare(a.key[:], b.key[:]) })
+	g.dupKey, g.dupContent, g.dupMessage, g.dupN, g.dupSpan = g.dupKey[:0], g.dupContent[:0], g.dupMessage[:0], g.dupN[:0], g.dupSpan[:0]
+	for _, k := range g.keys {
+		g.dupKey, g.dupContent = append(g.dupKey, k.key), append(g.dupContent, k.content)
+		g.dupMessage, g.dupN, g.dupSpan = append(g.dupMessage, k.message), append(g.dupN, int32(k.n)), append(g.dupSpan, k.span)
 	}
 }
 
@@ -745,7 +773,7 @@ func (g *group) statement(q *Queue, mail []*submittal, again bool, d *decision) 
 	switch {
 	case again:
 		sql = sqlEnqueueAgain
-	case g.charges.None() && len(g.dupKey) == 0:
+	case g.charges.None() && len(g.keys) == 0:
 		sql = sqlEnqueue
 	case g.charges.None() && g.wary == 0:
 		sql = sqlEnqueueKeyed

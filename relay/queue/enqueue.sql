@@ -7,25 +7,22 @@
 -- name: enqueue
 -- For mail whose keys are looked at (@judged), or that has none.
 with fence as materialized (select from node where epoch = @epoch and reaped_at is null),
-keyed as (select),
 @enqueued
 
 -- name: enqueue_keyed
--- For mail with keys of duplicates, which are nearly always new: puts them in before all else, and fails
--- by duplicate_pkey if one is there. A transaction that has one is waited for, but not long: others'
--- mail waits too.
+-- For mail with keys of duplicates, which are nearly always new: puts them in before all else, in the
+-- order in which they are given, and fails by duplicate_pkey if one is there. A transaction that has
+-- one is waited for.
 with fence as materialized (select from node where epoch = @epoch and reaped_at is null),
-hurry as materialized (select current_setting('lock_timeout') as patience, set_config('lock_timeout', '1s', true)),
 keys as (
 	insert into duplicate (key, message_id, until, content, n)
 	select k.key, (@id::uuid[])[k.message], clock_timestamp() + make_interval(secs => k.span), nullif(k.content, '00000000-0000-0000-0000-000000000000'), k.n
 	from (select unnest(@key::uuid[]) as key, unnest(@key_message::integer[]) as message, unnest(@key_n::integer[]) as n,
 			unnest(@key_span::integer[]) as span, unnest(@key_content::uuid[]) as content) k
-	where exists (select from hurry) and exists (select from fence)
-	order by k.key
+	where exists (select from fence)
 	returning n),
-keyed as materialized (select set_config('lock_timeout', hurry.patience, true) from hurry, (select count(*) from keys) k),
 @enqueued
+where (select count(*) from keys) >= 0 -- asked first, and so run first
 
 -- part: enqueued
 -- Inserts nothing if the epoch is dead. Mail of a user on hold is born owned like other mail,
@@ -68,7 +65,6 @@ m as (
 	where (@again or exists (select from fence))
 		and (not @judged or not exists (select from judged) or u.id not in (select v.id from judged v where v.refused))
 		and (not @again or (select stored.id from message stored where stored.id = u.id) is null)
-		and exists (select from keyed)
 	returning id),
 b as (
 	insert into body (message_id, n, chunk)

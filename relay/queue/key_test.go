@@ -535,3 +535,57 @@ func TestDuplicatesInALoop(t *testing.T) {
 		}
 	})
 }
+
+// The keys of a group go in before all else, in their order.
+func TestKeysComeFirst(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	exec(t, db, `create table seen (at serial, what text, key uuid);
+		create function see() returns trigger language plpgsql as $$ begin
+			insert into seen (what, key) values (tg_table_name, case when tg_table_name = 'duplicate' then (to_jsonb(new) ->> 'key')::uuid end);
+			return new;
+		end $$`)
+	for _, table := range []string{"duplicate", "message", "body", "recipient"} {
+		exec(t, db, `create trigger see before insert on `+table+` for each row execute function see()`)
+	}
+	m := message()
+	m.Key = ContentKey(1, m.Sender, m.MessageID, m.ID[:], time.Hour)
+	if _, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net", "b@example.net", "c@example.net", "d@example.net"), content.New([]byte("x")), true); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, db, `select count(*) from (select what, key, lag(key) over (order by at) as last from seen order by at limit 4) s
+		where what = 'duplicate' and (last is null or last < key)`); n != 4 {
+		t.Errorf("%d of 4 keys came first, in their order", n)
+	}
+}
+
+// A table that somebody changes is waited for longer than another's key is.
+func TestTableLocked(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	tx, err := db.Pool.Begin(ctxOf(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	if _, err := tx.Exec(ctxOf(t), `lock table message in access exclusive mode`); err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	for _, size := range []int{10, 10, 10, smallBody + 1} {
+		all.Go(func() {
+			m := message()
+			m.Key = ContentKey(1, m.Sender, m.MessageID, m.ID[:], time.Hour)
+			if _, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), content.New(make([]byte, size)), true); err != nil {
+				t.Errorf("%d octets: %v", size, err)
+			}
+		})
+	}
+	time.Sleep(2500 * time.Millisecond) // longer than two waits
+	if err := tx.Rollback(ctxOf(t)); err != nil {
+		t.Fatal(err)
+	}
+	all.Wait()
+}

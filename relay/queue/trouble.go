@@ -73,6 +73,13 @@ func ofKey(err error) bool {
 		strings.Contains(said.Where, "admit(") && !strings.Contains(said.Where, "charge_usage("))
 }
 
+// isBlocked reports that such a lock was of a table or an index, which somebody else changes, and not
+// of a row.
+func isBlocked(err error) bool {
+	var said *pgconn.PgError
+	return isLocked(err) && !ofKey(err) && errors.As(err, &said) && !strings.Contains(said.Where, "charge_usage(")
+}
+
 // worthAnother reports a conflict that a second try may not meet.
 func worthAnother(err error) bool { return pg.Class(err) == "40" }
 
