@@ -5,10 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"postern/internal/peers"
 )
@@ -17,15 +21,11 @@ import (
 type compareFlags struct {
 	names     []string
 	rounds    int
-	postern   string
+	relay     relayConfig
+	beside    []string
 	dir       string
 	profile   string
-	settings  map[string]string // of PostgreSQL
 	noPostfix bool
-	secret    bool
-	limits    string
-	dkim      string
-	copies    string
 	asJSON    bool
 }
 
@@ -36,8 +36,9 @@ func compareCommand() *cobra.Command {
 		Short: "measure Postern, and Postfix beside it when it can be had",
 		Long: `Starts a private PostgreSQL server with full durability, Postern on it and, from
 .cache/peers ('make peers'), a Postfix with the same job: STARTTLS and AUTH in, the
-sink as the next hop. Each round sends the same load through both, one after the
-other; the table has the medians of the rounds and the ratios.
+sink as the next hop. Each round sends the same load through all of them, one after the
+other; the table has the medians of the rounds, and of the ratios of the first to each
+of the others in the same round.
 
 Everything runs in a folder that is removed at the end, on loopback addresses.
 docs/benchmark.md says how to read the figures.`,
@@ -49,17 +50,24 @@ docs/benchmark.md says how to read the figures.`,
 	flags := cmd.Flags()
 	flags.StringSliceVar(&f.names, "workload", nil, "`names` out of "+workloadNames()+" (default: burst, single, many, large)")
 	flags.IntVar(&f.rounds, "rounds", 5, "how often each load is sent")
-	flags.StringVar(&f.postern, "postern", "", "the `program` to measure (default: postern beside smtpbench)")
 	flags.StringVar(&f.dir, "dir", ".cache", "`folder` for the servers' files, on the file system to measure")
 	flags.StringVar(&f.profile, "profile", "", "existing `folder` for a CPU profile of Postern over the whole run")
-	flags.StringToStringVar(&f.settings, "postgres", nil, "`setting=value` of PostgreSQL to try out; may be repeated")
 	flags.BoolVar(&f.noPostfix, "no-postfix", false, "measure Postern alone")
-	flags.BoolVar(&f.secret, "secret", false, "log in to Postern with a generated secret instead of a password")
-	flags.StringVar(&f.limits, "limit", "", "messages over time that Postern holds the account to, such as `1000000/h,5000000/d`")
-	flags.StringVar(&f.dkim, "dkim", "", "have Postern sign with these keys: rsa or both")
-	flags.StringVar(&f.copies, "duplicates", "", "`span` for which Postern recognises copies of a message, 0 to turn it off (default: Postern's)")
+	flags.StringArrayVar(&f.beside, "beside", nil, "measure Postern with other `flags` in place of Postfix, such as '--dkim both'; may be repeated")
+	f.relay.flags(flags)
 	flags.BoolVar(&f.asJSON, "json", false, "print every round as JSON")
 	return cmd
+}
+
+// flags are those that one Postern of several can have for itself.
+func (c *relayConfig) flags(flags *pflag.FlagSet) {
+	flags.StringVar(&c.program, "postern", c.program, "the `program` to measure (default: postern beside smtpbench)")
+	flags.StringToStringVar(&c.settings, "postgres", c.settings, "`setting=value` of PostgreSQL to try out; may be repeated")
+	flags.BoolVar(&c.secret, "secret", c.secret, "log in to Postern with a generated secret instead of a password")
+	flags.StringVar(&c.limits, "limit", c.limits, "messages over time that Postern holds the account to, such as `1000000/h,5000000/d`")
+	flags.StringVar(&c.dkim, "dkim", c.dkim, "have Postern sign with these keys: rsa or both")
+	flags.StringVar(&c.copies, "duplicates", c.copies, "`span` for which Postern recognises copies of a message, 0 to turn it off (default: Postern's)")
+	flags.BoolVar(&c.events, "events", c.events, "have a program read the feed of events, and a webhook wait for failures")
 }
 
 func (f *compareFlags) run(ctx context.Context, stdout, stderr io.Writer) error {
@@ -100,15 +108,14 @@ func (f *compareFlags) run(ctx context.Context, stdout, stderr io.Writer) error 
 
 // start starts the servers; those that run are returned with an error too.
 func (f *compareFlags) start(ctx context.Context, l *lab, stderr io.Writer) ([]*contender, error) {
-	program := f.postern
-	if program == "" {
+	if f.relay.program == "" {
 		self, err := os.Executable()
 		if err != nil {
 			return nil, fmt.Errorf("find postern: %w", err)
 		}
-		program = filepath.Join(filepath.Dir(self), "postern")
+		f.relay.program = filepath.Join(filepath.Dir(self), "postern")
 	}
-	relay := relayConfig{program: program, settings: f.settings, secret: f.secret, limits: f.limits, dkim: f.dkim, copies: f.copies}
+	relay := f.relay
 	if f.profile != "" {
 		relay.profile = filepath.Join(f.profile, "postern.pprof")
 	}
@@ -117,7 +124,14 @@ func (f *compareFlags) start(ctx context.Context, l *lab, stderr io.Writer) ([]*
 		return nil, err
 	}
 	contenders := []*contender{postern}
-	if f.noPostfix {
+	for i, text := range f.beside {
+		other, err := f.other(ctx, l, i+1, text)
+		if err != nil {
+			return contenders, err
+		}
+		contenders = append(contenders, other)
+	}
+	if f.noPostfix || len(f.beside) > 0 {
 		return contenders, nil
 	}
 	postfix, err := l.postfix(ctx, false)
@@ -126,6 +140,28 @@ func (f *compareFlags) start(ctx context.Context, l *lab, stderr io.Writer) ([]*
 		return contenders, nil
 	}
 	return append(contenders, postfix), nil
+}
+
+// other starts the n-th Postern beside the first, with flags of its own, in a folder of its own.
+func (f *compareFlags) other(ctx context.Context, l *lab, n int, text string) (*contender, error) {
+	relay := f.relay
+	relay.settings = maps.Clone(relay.settings)
+	flags := pflag.NewFlagSet("--beside", pflag.ContinueOnError)
+	relay.flags(flags)
+	if err := flags.Parse(strings.Fields(text)); err != nil {
+		return nil, usagef("--beside %q: %v", text, err)
+	}
+	own := *l
+	own.dir = filepath.Join(l.dir, strconv.Itoa(n))
+	if err := os.Mkdir(own.dir, 0o755); err != nil {
+		return nil, fmt.Errorf("make a folder for %s: %w", text, err)
+	}
+	c, err := own.postern(ctx, relay)
+	if err != nil {
+		return nil, err
+	}
+	c.name = "postern " + text
+	return c, nil
 }
 
 // withAdvice says how to get Postfix.
@@ -148,11 +184,11 @@ type series struct {
 	shape    workload
 }
 
-// measure alternates between the servers, so that what else the machine does hits
-// both.
+// measure alternates between the servers, each time in the other order, so that what else the machine
+// does hits all of them.
 func (f *compareFlags) measure(ctx context.Context, l *lab, w workload, contenders []*contender, stderr io.Writer) ([]series, error) {
 	l.exchange.slowDot.Store(int64(w.slowDot))
-	if w.untuned && len(contenders) > 1 {
+	if w.untuned && len(contenders) > 1 && len(f.beside) == 0 {
 		untuned, err := l.postfix(ctx, true)
 		if err != nil {
 			return nil, fmt.Errorf("start Postfix with its defaults: %w", err)
@@ -165,7 +201,11 @@ func (f *compareFlags) measure(ctx context.Context, l *lab, w workload, contende
 		all[i] = series{Workload: w.name, Server: c.name, what: w.what, shape: w}
 	}
 	for n := range f.rounds {
-		for i, c := range contenders {
+		for i := range contenders {
+			if n%2 == 1 {
+				i = len(contenders) - 1 - i
+			}
+			c := contenders[i]
 			r, err := c.round(ctx, l.exchange, w)
 			if err != nil {
 				return nil, fmt.Errorf("%s with %s: %w", w.name, c.name, err)

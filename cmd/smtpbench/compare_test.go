@@ -74,7 +74,8 @@ func TestTable(t *testing.T) {
 	w := workload{name: "burst", connections: 2, messages: 3, passes: 4}
 	all := []series{
 		{Workload: "burst", Server: "postern", what: "much", shape: w, Rounds: []round{at(5000, 0.1, 0.1), at(1, 9, 9), at(6000, 0.1, 0.2)}},
-		{Workload: "burst", Server: "postfix", what: "much", shape: w, Rounds: []round{at(1000, 2, 0), at(500, 3, 0)}},
+		{Workload: "burst", Server: "postfix", what: "much", shape: w, Rounds: []round{at(1000, 2, 0), at(500, 3, 0), at(1000, 2.4, 0)}},
+		{Workload: "burst", Server: "postern --dkim rsa", what: "much", shape: w, Rounds: []round{at(4000, 0.2, 0.1), at(1, 9, 9), at(4000, 0.3, 0.4)}},
 		{Workload: "many", Server: "postern", what: "more", shape: w, Rounds: []round{at(100, 1, 1)}},
 	}
 	var out bytes.Buffer
@@ -88,8 +89,10 @@ func TestTable(t *testing.T) {
 	want := []string{
 		"workload server end to end/s accepted/s p50 ms p99 ms max ms CPU ms of it server PostgreSQL peak MiB",
 		"burst postern 5000 5000 - - - 0.300 0.100 0.200 -",
-		"burst postfix 750 750 - - - 2.500 2.500 - -",
-		"ratio 6.7 × 6.7 × 8.3 ×",
+		"burst postfix 1000 1000 - - - 2.400 2.400 - -",
+		"ratio 5.00 × 5.00 × 8.00 ×",
+		"burst postern --dkim rsa 4000 4000 - - - 0.700 0.300 0.400 -",
+		"ratio 1.25 × 1.25 × 1.50 × 2.00 × 1.00 ×",
 		"many postern 100 100 - - - 2.000 1.000 1.000 -",
 		"burst: much; median of 3 rounds of 24 messages",
 		"many: more; median of 1 rounds of 24 messages",

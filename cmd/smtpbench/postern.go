@@ -32,6 +32,7 @@ type relayConfig struct {
 	limits   string            // messages over time, or ""
 	dkim     string            // the keys that sign, or ""
 	copies   string            // for how long they are recognised, or "" for the default
+	events   bool              // a program reads the feed, and a webhook waits for failures
 }
 
 // postern starts a private PostgreSQL server with full durability and the relay on
@@ -51,11 +52,15 @@ func (l *lab) postern(ctx context.Context, config relayConfig) (*contender, erro
 		stopDatabase()
 		return nil, fmt.Errorf("start postern: %w\n%s", err, p.lastWords())
 	}
-	return &contender{
+	c := &contender{
 		name: "postern", target: to, pid: p.cmd.Process.Pid,
 		meters: []meter{treeMeter("server", p.cmd.Process.Pid), treeMeter("postgres", database.PID())},
 		close:  func() { p.stop(); stopDatabase() },
-	}, nil
+	}
+	if p.reader != nil {
+		c.meters = append(c.meters, treeMeter("reader", p.reader.Process.Pid))
+	}
+	return c, nil
 }
 
 // posternRelay is the relay's process.
@@ -65,6 +70,7 @@ type posternRelay struct {
 	url     string // of the database
 	cmd     *exec.Cmd
 	ended   chan struct{}
+	reader  *exec.Cmd // of the feed, or nil
 }
 
 func (p *posternRelay) config() string { return filepath.Join(p.dir, "postern.toml") }
@@ -93,6 +99,11 @@ func (p *posternRelay) launch(ctx context.Context, l *lab, config relayConfig) (
 		return nil, err
 	}
 	to.password = password
+	if config.events {
+		if err := p.listen(ctx); err != nil {
+			return nil, err
+		}
+	}
 	return to, awaitGreeting(ctx, to.address, p.ended)
 }
 
@@ -178,6 +189,16 @@ func (p *posternRelay) sign(ctx context.Context, mode string) error {
 	return err
 }
 
+// listen has a program read the feed, and a webhook wait for what does not happen here: no request is
+// sent.
+func (p *posternRelay) listen(ctx context.Context) error {
+	if err := p.run(ctx, "webhook", "add", "https://hooks.example.com/", "--all", "--kind", "failed", "--kind", "expired"); err != nil {
+		return err
+	}
+	p.reader = p.command(context.Background(), "events", "--follow", "--json")
+	return p.reader.Start()
+}
+
 func (p *posternRelay) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, p.program, append([]string{"--config", p.config()}, args...)...)
 	cmd.Env = append(os.Environ(), "POSTERN_DATABASE_URL="+p.url)
@@ -221,6 +242,10 @@ func (p *posternRelay) start(profile string) error {
 
 // stop ends the server; it may be called for one that never started.
 func (p *posternRelay) stop() {
+	if p.reader != nil && p.reader.Process != nil {
+		_ = p.reader.Process.Kill()
+		_ = p.reader.Wait()
+	}
 	if p.cmd == nil {
 		return
 	}

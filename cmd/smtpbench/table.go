@@ -39,8 +39,8 @@ var columns = []column{
 	{"peak MiB", func(r round) float64 { return float64(r.Peak) / (1 << 20) }, "%.0f"},
 }
 
-// printTable writes the medians and, where two servers had the same workload, the
-// ratio of the first one to the second.
+// printTable writes the medians and, where several servers had the same workload, the
+// ratios of the first one to each other.
 func printTable(w io.Writer, all []series) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprint(tw, "workload\tserver\t")
@@ -48,14 +48,18 @@ func printTable(w io.Writer, all []series) error {
 		fmt.Fprint(tw, c.head, "\t")
 	}
 	fmt.Fprintln(tw)
+	first := 0 // of its workload
 	for i, s := range all {
+		if s.Workload != all[first].Workload {
+			first = i
+		}
 		fmt.Fprintf(tw, "%s\t%s\t", s.Workload, s.Server)
 		for _, c := range columns {
 			fmt.Fprint(tw, cell(c, s.median(c.value)), "\t")
 		}
 		fmt.Fprintln(tw)
-		if i > 0 && all[i-1].Workload == s.Workload {
-			printRatios(tw, all[i-1], s)
+		if i > first {
+			printRatios(tw, all[first], s)
 		}
 	}
 	if err := tw.Flush(); err != nil {
@@ -76,21 +80,31 @@ func cell(c column, value float64) string {
 }
 
 // printRatios compares the rates and the CPU time, each so that more is better for
-// the first.
+// the first: the medians of the ratios of rounds that followed each other, which what else the
+// machine did disturbs least.
 func printRatios(w io.Writer, first, second series) {
 	fmt.Fprintf(w, "\tratio\t")
+	parts := second.median(func(r round) float64 { return r.CPU["postgres"] }) > 0 // both are Postern
 	for i, c := range columns {
-		a, b := first.median(c.value), second.median(c.value)
 		switch {
-		case i < 2 && b > 0:
-			fmt.Fprintf(w, "%.1f ×\t", a/b)
-		case c.head == "CPU ms" && a > 0:
-			fmt.Fprintf(w, "%.1f ×\t", b/a)
+		case i < 2:
+			fmt.Fprintf(w, "%.2f ×\t", ratio(first, second, c.value))
+		case c.head == "CPU ms", parts && (c.head == "of it server" || c.head == "PostgreSQL"):
+			fmt.Fprintf(w, "%.2f ×\t", ratio(second, first, c.value))
 		default:
 			fmt.Fprint(w, "\t")
 		}
 	}
 	fmt.Fprintln(w)
+}
+
+// ratio is the median of a's values divided by b's.
+func ratio(a, b series, value func(round) float64) float64 {
+	n := 0
+	return series{Rounds: a.Rounds}.median(func(r round) float64 {
+		n++
+		return value(r) / value(b.Rounds[n-1])
+	})
 }
 
 func printLegend(w io.Writer, all []series) error {

@@ -38,9 +38,9 @@ const (
 // How a committer of small messages lets others run before it gathers.
 const (
 	yields      = 8                    // at most
-	yieldEnough = 8                    // messages that wait: it gathers
+	yieldEnough = 16                   // messages that wait: it gathers
 	busyTime    = 2 * time.Millisecond // if yielding takes longer, all processors are busy
-	busyWait    = 4 * time.Millisecond
+	busyWait    = 8 * time.Millisecond
 )
 
 // commits is the accepting half: the committers, and the voider behind them.
