@@ -64,7 +64,7 @@ func (w *worker) send(j *job) (smtp.Result, error) {
 		})
 	}
 	m := &j.Message
-	mail := smtp.MailCommand{From: m.Sender, Body: m.BodyType, UTF8: m.UTF8, Ret: m.Ret, EnvID: m.EnvID, RequireTLS: m.TLSNeed == queue.TLSRequired}
+	mail := smtp.MailCommand{From: m.Sender, Body: m.BodyType, UTF8: m.UTF8, Ret: m.Ret, EnvID: m.EnvID, RequireTLS: m.TLSNeed == smtp.TLSRequired}
 	size, err := w.rewrite(j, &mail)
 	if err == nil {
 		size, err = w.sign(j, mail.From, size)

@@ -6,8 +6,8 @@ import (
 	"time"
 
 	"postern/relay/connect"
-	"postern/relay/queue"
 	"postern/relay/route"
+	"postern/relay/smtp"
 	"postern/relay/upstream"
 )
 
@@ -57,10 +57,10 @@ type destination struct {
 
 // destination finds or makes the destination of a way. Mail with TLS-Required: No has others, since
 // it goes where other mail waits (RFC 8689 section 5). Only the dispatcher calls it.
-func (e *Engine) destination(w *way, need queue.TLSNeed) *destination {
+func (e *Engine) destination(w *way, need smtp.TLSNeed) *destination {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	key, anyTLS := w.key, need == queue.TLSOptional && w.upstream == nil
+	key, anyTLS := w.key, need == smtp.TLSOptional && w.upstream == nil
 	if anyTLS {
 		key += " any TLS"
 	}
