@@ -8,6 +8,7 @@
 //	queue            the durable queue in PostgreSQL: accept, own, settle
 //	queue/content    the bytes of messages, in chunks
 //	queue/desk       what operators do with it: list, trace, hold, release, cancel, resolve
+//	queue/insert     what a message is, and the statement that stores a group of them
 //	queue/reserve    database disk space kept free for outcomes
 //	suppression      the addresses that get no more mail, by bounces and by admins
 //	refused          tells of recipients that were refused, once a minute

@@ -50,7 +50,7 @@ func TestDKIMPage(t *testing.T) {
 	says(explain, "by mx:", "CHECK", "DMARC")
 	g.mayFail["postern dkim list"] = "DNS knows nothing of the domain"
 	says("postern dkim list", "shop.example", "-ed25519", "active", "k=rsa")
-	says("postern dkim rotate shop.example", "is pending", "-2._domainkey.shop.example. IN TXT")
+	says("postern dkim rotate shop.example", "is pending", "._domainkey.shop.example. IN TXT")
 	says("postern dkim rotate shop.example --every 180d", "keys of shop.example are rotated after 180 days")
 	says("postern dkim retire shop.example", "is retiring: leave its record", "is removed; it has signed nothing")
 	says("postern dkim remove shop.example --force", "removed key p20")

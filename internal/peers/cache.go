@@ -153,13 +153,31 @@ func Require(t testing.TB, name string) *Program {
 func requireCache(t testing.TB) Cache {
 	t.Helper()
 	cache, err := OpenCache()
+	must(t, err)
+	return cache
+}
+
+// must skips the test for what this machine cannot have, and fails it for what it could.
+func must(t testing.TB, err error) {
+	t.Helper()
 	if errors.Is(err, ErrUnavailable) {
 		t.Skip(err)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	return cache
+}
+
+// hasModule returns an error if fetch.sh has not fetched a module for Node: ErrUnavailable on a machine
+// without npm.
+func (c Cache) hasModule(name string) error {
+	if exists(filepath.Join(c.dir, "node/node_modules", name)) {
+		return nil
+	}
+	if _, err := exec.LookPath("npm"); err != nil {
+		return fmt.Errorf("%w: npm fetches %s: %w", ErrUnavailable, name, err)
+	}
+	return fmt.Errorf("no module %s in %s: run `make peers`", name, c.dir)
 }
 
 // exists says whether there is something at path.

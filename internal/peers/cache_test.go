@@ -46,6 +46,27 @@ func TestOpenCache(t *testing.T) {
 	}
 }
 
+// A module that is missing is a failure wherever npm could have fetched it.
+func TestModules(t *testing.T) {
+	bin, cache := t.TempDir(), Cache{t.TempDir()}
+	t.Setenv("PATH", bin)
+	if err := cache.hasModule("x"); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("without npm: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(bin, "npm"), nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := cache.hasModule("x"); err == nil || errors.Is(err, ErrUnavailable) {
+		t.Errorf("with npm: %v", err)
+	}
+	if err := os.MkdirAll(filepath.Join(cache.dir, "node/node_modules/x"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := cache.hasModule("x"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestCacheComesBeforeTheMachine(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -20,6 +21,35 @@ type PlanNode struct {
 	Rows     float64 `json:"Actual Rows"`
 	Loops    float64 `json:"Actual Loops"`
 	Plans    Plan    `json:"Plans"`
+}
+
+// GenericPlan is how a statement is run on a connection with the settings of tune, whatever its
+// arguments are.
+func GenericPlan(t testing.TB, db *DB, tune, sql string) string {
+	t.Helper()
+	ctx := context.Background()
+	conn, err := pgx.Connect(ctx, db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(ctx)
+	if _, err := conn.Exec(ctx, tune, pgx.QueryExecModeSimpleProtocol); err != nil {
+		t.Fatal(err)
+	}
+	it, err := conn.Prepare(ctx, "it", sql)
+	if err != nil {
+		t.Fatalf("%v: %s", err, sql)
+	}
+	execute := "explain execute it"
+	if n := len(it.ParamOIDs); n > 0 {
+		execute += "(" + strings.TrimSuffix(strings.Repeat("null,", n), ",") + ")"
+	}
+	rows, _ := conn.Query(ctx, execute, pgx.QueryExecModeSimpleProtocol) // CollectRows has its error
+	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(lines, "\n")
 }
 
 // Explain runs a statement and says how the server did it.

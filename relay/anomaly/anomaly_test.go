@@ -124,12 +124,12 @@ func TestCorrespondentsStayKnown(t *testing.T) {
 		t.Helper()
 		// One name twice, for a message to it may go out twice in a second.
 		queuetest.Exec(t, db, sqlNote, []int64{1, 1, 1}, []string{"a@example.net", "a@example.net", "b@example.net"}, []bool{false, false, false}, [][16]byte{}, []bool{})
-		if n := queuetest.Count(t, db, `select count(*) from correspondent where seen_on = current_date`); n != want {
-			t.Errorf("%d were seen today, want %d", n, want)
+		if n := queuetest.Count(t, db, `select count(*) from correspondent where seen_on > current_date - 10`); n != want {
+			t.Errorf("%d were seen now, want %d", n, want)
 		}
 	}
 	note(2)
-	queuetest.Exec(t, db, `update correspondent set seen_on = current_date - 30`)
+	queuetest.Exec(t, db, `update correspondent set seen_on = current_date - 29`) // 30 if a day begins meanwhile
 	note(0)
 	queuetest.Exec(t, db, `update correspondent set seen_on = current_date - 31`)
 	note(2)

@@ -112,7 +112,7 @@ func (b *Bouncer) round(ctx context.Context) (int, error) {
 
 func (b *Bouncer) lost(n queue.LostNotice) {
 	b.cfg.Mail.NoticeLost(maillog.LostNoticeEvent{
-		ID: n.ID.String(), About: n.About.String(), Kind: string(n.Kind), To: n.To, Reply: n.Reply, Reason: string(n.Loss),
+		ID: n.ID.String(), About: n.About.String(), Kind: string(n.Kind), To: n.To, Reply: n.Reply, Reason: n.Loss,
 	})
 }
 
@@ -185,7 +185,7 @@ func (b *Bouncer) skip(ctx context.Context, n *queue.Notice, why string) error {
 // a message that not every way back takes: message/rfc822 cannot be encoded (RFC 2046 section 5.2.1).
 // Of a message with REQUIRETLS there is nothing: its notice also goes where REQUIRETLS is not offered.
 func original(n *queue.Notice) (octets []byte, full bool, err error) {
-	if n.Message.TLSNeed == queue.TLSRequired {
+	if n.Message.TLSNeed == smtp.TLSRequired {
 		return nil, false, nil
 	}
 	whole := (n.Kind == queue.NoticeFailure || n.Kind == queue.NoticeDoubt) && n.Message.Ret != smtp.ReturnHeaders &&

@@ -321,7 +321,7 @@ func TestNoticeReturnsMessageOrHeaders(t *testing.T) {
 func TestNoticeReturnsNothingThatNeedsTLS(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []queue.NoticeKind{queue.NoticeFailure, queue.NoticeDoubt, queue.NoticeDelay, queue.NoticeSuccess} {
-		c := tellOne(t, notice(kind, func(n *queue.Notice) { n.Message.TLSNeed, n.Message.Ret = queue.TLSRequired, smtp.ReturnFull }))
+		c := tellOne(t, notice(kind, func(n *queue.Notice) { n.Message.TLSNeed, n.Message.Ret = smtp.TLSRequired, smtp.ReturnFull }))
 		if p := parse(t, c.body); len(p.types) != 2 || strings.Contains(string(c.body), "hello") {
 			t.Errorf("%s: %s", kind, c.body)
 		}
@@ -331,7 +331,7 @@ func TestNoticeReturnsNothingThatNeedsTLS(t *testing.T) {
 // A notice needs of TLS what its message did (RFC 8689 section 5).
 func TestNoticesKeepTheNeedOfTLS(t *testing.T) {
 	t.Parallel()
-	for _, need := range []queue.TLSNeed{"", queue.TLSRequired, queue.TLSOptional} {
+	for _, need := range []smtp.TLSNeed{"", smtp.TLSRequired, smtp.TLSOptional} {
 		if c := tellOne(t, notice(queue.NoticeFailure, func(n *queue.Notice) { n.Message.TLSNeed = need })); c.msg.TLSNeed != need {
 			t.Errorf("%q became %q", need, c.msg.TLSNeed)
 		}
@@ -530,7 +530,7 @@ func TestTroubleReleasesTheNotice(t *testing.T) {
 func TestP03LostNoticeIsLogged(t *testing.T) {
 	t.Parallel()
 	lost := queue.LostNotice{
-		ID: queue.NewID(), About: queue.NewID(), Kind: queue.NoticeDelay, Loss: queue.LossExpired,
+		ID: queue.NewID(), About: queue.NewID(), Kind: queue.NoticeDelay, Loss: "expired",
 		To: smtp.Address{Local: "alice", Domain: "example.com"}, Reply: smtp.Temporary(450, 2, 1, "later"),
 	}
 	var got []maillog.LostNoticeEvent

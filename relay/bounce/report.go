@@ -116,7 +116,7 @@ func (r *report) explanation(b *bytes.Buffer) {
 		}
 		text.WriteString("\r\n")
 	}
-	if r.notice.Message.TLSNeed == queue.TLSRequired {
+	if r.notice.Message.TLSNeed == smtp.TLSRequired {
 		text.WriteString("The message was sent with REQUIRETLS: this notice returns nothing of it, since\r\nit may travel without TLS.\r\n\r\n")
 	}
 	fmt.Fprintf(&text, "Queue id of the message: %s\r\n", r.notice.Message.ID)

@@ -41,7 +41,7 @@ func (w *worker) attempt(j *job) *job {
 	case res.Err != nil && !res.DotSent && w.body.err != nil:
 		w.d.e.cfg.Log.Error("stored message cannot be read", "id", j.Message.ID, "error", w.body.err)
 		w.giveBack(j, facts, res, bodyWait)
-	case res.Err != nil && !res.DotSent && w.d.e.closing.Load() && w.ctx.Err() != nil:
+	case res.Err != nil && !res.DotSent && w.d.e.closing() && w.ctx.Err() != nil:
 		w.giveBack(j, facts, res, 0) // Shutdown
 	case used && !inText && !res.DotSent && w.ctx.Err() == nil && unheard(res):
 		// The server had ended the connection before it heard of this message.
@@ -64,7 +64,7 @@ func (w *worker) send(j *job) (smtp.Result, error) {
 		})
 	}
 	m := &j.Message
-	mail := smtp.MailCommand{From: m.Sender, Body: m.BodyType, UTF8: m.UTF8, Ret: m.Ret, EnvID: m.EnvID, RequireTLS: m.TLSNeed == queue.TLSRequired}
+	mail := smtp.MailCommand{From: m.Sender, Body: m.BodyType, UTF8: m.UTF8, Ret: m.Ret, EnvID: m.EnvID, RequireTLS: m.TLSNeed == smtp.TLSRequired}
 	size, err := w.rewrite(j, &mail)
 	if err == nil {
 		size, err = w.sign(j, mail.From, size)
@@ -163,18 +163,13 @@ func (w *worker) afresh(j *job) *job {
 	need, _ := w.d.need()
 	need.spent = j.Spent
 	var t *trouble
-	if need.wait <= 0 && !w.d.e.closing.Load() {
-		if t = w.open(need); t == nil {
+	if need.wait <= 0 && !w.d.e.closing() {
+		var ok bool
+		if ok, t = w.open(need); ok {
 			return j
-		}
-		if t.Err == connect.ErrNoPlace {
-			t = nil
 		}
 	}
 	w.job = nil
-	if t != nil && need.settings.Err() != nil { // it says nothing about the settings as they are now
-		t = nil
-	}
 	if t != nil && !t.Crowded {
 		if j.hasNext() || !j.returned.IsZero() && time.Since(j.returned) > returnTime {
 			w.d.connectFailed(t, need.failures)
@@ -250,7 +245,7 @@ func (w *worker) conclude(j *job, t *transaction) *job {
 func (w *worker) waitForOthers(j *job, outcomes []queue.Outcome, t *trouble) {
 	for i := range outcomes {
 		if o := &outcomes[i]; o.Result == queue.Failed && isNeed(o.Reply.Enhanced) {
-			o.Result, o.RetryIn = queue.Deferred, w.retryIn(j)(j.rcpts[i].Attempts)
+			o.Result, o.RetryIn = queue.Deferred, w.judging(j).retryIn(j.rcpts[i].Attempts)
 			o.Reply, o.Ours, o.RemoteMTA, o.RemoteIP, o.TLS = t.Reply, !t.Said, t.Host, t.Addr, t.TLS
 		}
 	}
@@ -287,21 +282,14 @@ func (e *Engine) settleBut(j *job, outcomes []queue.Outcome, rest []queue.Recipi
 func (w *worker) giveBack(j *job, facts queue.Outcome, res smtp.Result, wait time.Duration) {
 	w.job = nil
 	e := w.d.e
-	var refused []queue.Recipient
-	var settled []queue.Outcome
-	var free []int
-	for i, o := range classify(facts, j.rcpts, res, w.judging(j)) {
-		if said := res.Replies[i]; (said.IsTemporary() || said.IsPermanent()) && !res.Withheld(i) {
-			refused, settled = append(refused, j.rcpts[i]), append(settled, o)
-		} else {
-			free = append(free, o.N)
-		}
+	free := j.those(func(i int) bool {
+		return !res.Replies[i].IsTemporary() && !res.Replies[i].IsPermanent() || res.Withheld(i)
+	})
+	if e.settleBut(j, classify(facts, j.rcpts, res, w.judging(j)), free); len(free) > 0 {
+		e.release(j, wait)
+	} else {
+		e.end(j)
 	}
-	e.settle(j, refused, settled, nil)
-	if len(free) > 0 {
-		e.cfg.Queue.Release(j.Delivery, free, wait)
-	}
-	e.end(j)
 }
 
 // facts is the common part of an attempt's outcomes.
@@ -316,11 +304,6 @@ func (w *worker) facts(j *job, started, ended time.Time) queue.Outcome {
 }
 
 // judging is how the replies to a job are judged.
-func (w *worker) judging(j *job) judging { return judging{j.replies, w.retryIn(j)} }
-
-// retryIn is the wait of a job's recipients by their attempts.
-func (w *worker) retryIn(j *job) func(attempts int) time.Duration {
-	return func(attempts int) time.Duration {
-		return retryWait(w.d.e.cfg.Schedule, attempts, j.Message.ID)
-	}
+func (w *worker) judging(j *job) judging {
+	return judging{j.replies, func(attempts int) time.Duration { return retryWait(w.d.e.cfg.Schedule, attempts, j.Message.ID) }}
 }

@@ -22,16 +22,16 @@ type Bounds struct {
 // Rebound changes the bounds that are not zero. Connections in excess end with their message,
 // idle ones when their time is over.
 func (e *Engine) Rebound(b Bounds) {
-	now := *e.bounds.Load()
-	keep(&now.Connections, b.Connections)
-	keep(&now.MXConnections, b.MXConnections)
-	keep(&now.PerConnection, b.PerConnection)
-	keep(&now.PerTransaction, b.PerTransaction)
-	keep(&now.IdleTime, b.IdleTime)
-	keep(&now.Memory, b.Memory)
-	now.DKIM = cmp.Or(b.DKIM, now.DKIM)
-	e.bounds.Store(&now)
-	e.load.resize(now.Memory)
+	now := e.bounds.Load()
+	fill(&b.Connections, now.Connections)
+	fill(&b.MXConnections, now.MXConnections)
+	fill(&b.PerConnection, now.PerConnection)
+	fill(&b.PerTransaction, now.PerTransaction)
+	fill(&b.IdleTime, now.IdleTime)
+	fill(&b.Memory, now.Memory)
+	b.DKIM = cmp.Or(b.DKIM, now.DKIM)
+	e.bounds.Store(&b)
+	e.load.resize(b.Memory)
 	for _, d := range e.all() {
 		d.rebound()
 	}
@@ -55,12 +55,6 @@ func (e *Engine) sitePlaces() int {
 	return max(1, e.bounds.Load().MXConnections/nodes)
 }
 
-func keep[T int | int64 | time.Duration](v *T, to T) {
-	if to > 0 {
-		*v = to
-	}
-}
-
 // rebound sets how many connections an upstream may have.
 func (d *destination) rebound() {
 	d.mu.Lock()
@@ -69,9 +63,7 @@ func (d *destination) rebound() {
 		return
 	}
 	d.window.resize(d.e.connectionsFor(d.upstream))
-	if !d.e.closing.Load() {
-		d.hire()
-	}
+	d.hire()
 }
 
 // Turned is how long ago the dispatcher last ran: a few seconds in a live engine.

@@ -71,7 +71,7 @@ func (e *Engine) UpstreamChanged(name string) {
 	}
 	s, open := d.breaker()
 	var waiting []*job
-	if open && !e.closing.Load() {
+	if open && !e.closing() {
 		waiting = d.waiting.drain()
 	}
 	d.mu.Unlock()

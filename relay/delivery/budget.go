@@ -75,18 +75,17 @@ func (d *destination) turnedAway(j *job, t *trouble) {
 // await ends a job at a way whose budget is spent. That is not an attempt, and the fault is ours, but
 // none of the account: such mail has no early delay notice.
 func (d *destination) await(j *job, wait *budget.Wait) {
-	if d.e.closing.Load() {
+	if d.e.closing() {
 		d.e.release(j, 0)
 		return
 	}
 	now := time.Now()
-	outcomes := make([]queue.Outcome, len(j.rcpts))
-	for i := range j.rcpts {
-		o := d.deferral(j, &j.rcpts[i], now)
+	outcomes := j.each(func(r *queue.Recipient) queue.Outcome {
+		o := d.deferral(j, r, now)
 		o.Reply, o.NotAnAttempt, o.WaitsFor, o.RetryIn = connect.OverBudgetReply(wait), true, wait.For, wait.In
 		o.Scope = string(upstream.ScopeHost)
-		outcomes[i] = o
-	}
+		return o
+	})
 	d.e.leave(j, j.rcpts, outcomes, nil)
 }
 

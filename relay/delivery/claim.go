@@ -20,10 +20,10 @@ const (
 // claimLoop claims due work as far as there is room for it.
 func (e *Engine) claimLoop() {
 	trouble := 0
-	for e.work.Err() == nil {
+	for !e.closing() {
 		found, err := e.claim()
 		switch {
-		case e.work.Err() != nil:
+		case e.closing():
 		case err != nil:
 			e.cfg.Log.Warn("claim failed", "error", err)
 			e.pause(min(time.Second<<min(trouble, 5), 30*time.Second))
@@ -89,18 +89,21 @@ func (e *Engine) awaitRoom() (int, bool) {
 // domain is busy make Wait return immediately, hence the pause.
 func (e *Engine) awaitWork() {
 	e.pause(claimPause)
-	if err := e.cfg.Queue.Wait(e.work); err != nil && e.work.Err() == nil {
+	if err := e.cfg.Queue.Wait(e.work); err != nil && !e.closing() {
 		e.cfg.Log.Warn("wait for work failed", "error", err)
 		e.pause(time.Second)
 	}
 }
 
-func (e *Engine) pause(d time.Duration) {
+// pause waits, and reports false when no new work is to be begun any more.
+func (e *Engine) pause(d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
+		return true
 	case <-e.work.Done():
+		return false
 	}
 }
 

@@ -97,7 +97,7 @@ func (e *Engine) leave(j *job, rest []queue.Recipient, outcomes []queue.Outcome,
 	switch {
 	case !j.hasNext():
 		e.giveUpOn(j, outcomes, err)
-	case e.closing.Load():
+	case e.closing():
 		e.release(j, 0) // to another node, for all its ways
 	default:
 		e.goOn(j, outcomes, err)
@@ -221,17 +221,14 @@ func (e *Engine) advance(j *job) {
 // away lists the recipients that go on to another way in the same attempt, as far as there is
 // one and no host of this destination takes them. Those that were too many go with others, or
 // when there is no conversation any more.
-func (t *transaction) away(j *job, outcomes []queue.Outcome) (list []queue.Recipient) {
+func (t *transaction) away(j *job, outcomes []queue.Outcome) []queue.Recipient {
 	some := t.res.Err != nil
 	for i := range outcomes {
 		some = some || t.leaves(i, &outcomes[i])
 	}
-	for i := range outcomes {
-		if t.leaves(i, &outcomes[i]) || some && outcomes[i].Result == queue.Deferred && t.tooMany(i) {
-			list = append(list, j.rcpts[i])
-		}
-	}
-	return list
+	return j.those(func(i int) bool {
+		return t.leaves(i, &outcomes[i]) || some && outcomes[i].Result == queue.Deferred && t.tooMany(i)
+	})
 }
 
 // leaves reports that another way may take recipient i, with outcome o: this one put it off

@@ -2,12 +2,13 @@ package delivery
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
 	"postern/relay/connect"
-	"postern/relay/queue"
 	"postern/relay/route"
+	"postern/relay/smtp"
 	"postern/relay/upstream"
 )
 
@@ -57,10 +58,10 @@ type destination struct {
 
 // destination finds or makes the destination of a way. Mail with TLS-Required: No has others, since
 // it goes where other mail waits (RFC 8689 section 5). Only the dispatcher calls it.
-func (e *Engine) destination(w *way, need queue.TLSNeed) *destination {
+func (e *Engine) destination(w *way, need smtp.TLSNeed) *destination {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	key, anyTLS := w.key, need == queue.TLSOptional && w.upstream == nil
+	key, anyTLS := w.key, need == smtp.TLSOptional && w.upstream == nil
 	if anyTLS {
 		key += " any TLS"
 	}
@@ -202,17 +203,21 @@ func (d *destination) update(up *upstream.Account) {
 	d.upstream = up
 }
 
-// excess reports that there are too many workers. mu is held.
-func (d *destination) excess() bool { return d.testing() && d.workers > 1 || d.window.over() }
+// hasWork reports that jobs wait for a worker without a connection, and that there are not too many
+// workers. mu is held.
+func (d *destination) hasWork() bool {
+	return d.waiting.len() > 0 && !d.e.closing() && !(d.testing() && d.workers > 1) && !d.window.over()
+}
 
 // enough reports that one more connection is not worth having: it would have to wait for a place
 // among all connections. mu is held.
 func (d *destination) enough() bool { return d.workers >= begin && d.e.slots.Full(1, d.key) }
 
-// hire begins workers for waiting jobs as far as there are places. mu is held.
+// hire begins workers for waiting jobs as far as there are places, unless the engine is closing. mu is
+// held.
 func (d *destination) hire() {
 	connecting := d.workers - d.live
-	for connecting < d.waiting.len() && !(d.testing() && d.workers > 0) && !d.enough() && d.window.take(d) {
+	for !d.e.closing() && connecting < d.waiting.len() && !(d.testing() && d.workers > 0) && !d.enough() && d.window.take(d) {
 		connecting++
 		d.begin()
 	}
@@ -229,7 +234,7 @@ func (d *destination) begin() {
 func (d *destination) granted(by *window) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.window != by || d.workers > 0 || d.waiting.len() == 0 || d.e.closing.Load() {
+	if d.window != by || d.workers > 0 || d.waiting.len() == 0 || d.e.closing() {
 		return false
 	}
 	d.begin()
@@ -283,7 +288,6 @@ type need struct {
 func (d *destination) need() (need, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	wanted := d.waiting.len() > 0 && !d.excess() && !d.e.closing.Load()
 	if d.settings == nil {
 		d.settings, d.outdated = context.WithCancel(context.Background())
 	}
@@ -291,7 +295,7 @@ func (d *destination) need() (need, bool) {
 	if d.testing() {
 		n.wait = time.Until(d.retryAt)
 	}
-	return n, wanted
+	return n, d.hasWork()
 }
 
 func (d *destination) currentVersion() int {
@@ -311,10 +315,20 @@ func (d *destination) keepsIdle(version int) (bool, <-chan struct{}) {
 // crowded reports that connections are scarce: none is kept idle then. mu is held.
 func (d *destination) crowded() bool { return d.e.slots.Pressed() || d.window.isWanted() }
 
+// handBack releases the jobs in the line.
+func (d *destination) handBack() {
+	d.mu.Lock()
+	waiting := d.waiting.drain()
+	d.mu.Unlock()
+	for _, j := range waiting {
+		d.e.release(j, 0)
+	}
+}
+
 // putBack puts a job that was not begun at the front of the line.
 func (d *destination) putBack(j *job) {
 	d.mu.Lock()
-	closing := d.e.closing.Load()
+	closing := d.e.closing()
 	t, until := d.hindrance(j)
 	if !closing && t == nil {
 		d.waiting.pushFront(j)
@@ -332,7 +346,7 @@ func (d *destination) putBack(j *job) {
 // that comes before the idle time is over. nil ends the worker.
 func (d *destination) next(w *worker) *job {
 	d.mu.Lock()
-	if d.e.closing.Load() {
+	if d.e.closing() {
 		d.mu.Unlock()
 		return nil
 	}
@@ -362,11 +376,9 @@ func (d *destination) next(w *worker) *job {
 func (d *destination) wake(w *worker) *job {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for i := range d.idle {
-		if d.idle[i] == w {
-			d.idle = append(d.idle[:i], d.idle[i+1:]...)
-			return nil
-		}
+	if i := slices.Index(d.idle, w); i >= 0 {
+		d.idle = slices.Delete(d.idle, i, i+1)
+		return nil
 	}
 	return <-w.jobs
 }
@@ -375,14 +387,12 @@ func (d *destination) wake(w *worker) *job {
 func (d *destination) leave() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.waiting.len() > 0 && !d.e.closing.Load() && !d.excess() && !d.window.isWanted() {
+	if d.hasWork() && !d.window.isWanted() {
 		return false
 	}
 	d.dismiss()
 	d.useIdle()
-	if !d.e.closing.Load() {
-		d.hire()
-	}
+	d.hire()
 	return true
 }
 
@@ -391,9 +401,7 @@ func (d *destination) depart() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.dismiss()
-	if !d.e.closing.Load() {
-		d.hire()
-	}
+	d.hire()
 }
 
 // connected counts a conversation that was begun: any trouble is over. Until it takes a job,

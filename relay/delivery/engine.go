@@ -1,9 +1,12 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -89,12 +92,8 @@ func Defaults() Config { return Config{}.withDefaults() }
 
 // withDefaults fills what is zero.
 func (c Config) withDefaults() Config {
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
-	}
-	if c.Events == nil {
-		c.Events = maillog.New(nil)
-	}
+	c.Log, c.Events = cmp.Or(c.Log, slog.New(slog.DiscardHandler)), cmp.Or(c.Events, maillog.New(nil))
+	c.DKIM = cmp.Or(c.DKIM, dkim.Both)
 	if c.Schedule == nil {
 		c.Schedule = defaultSchedule
 	}
@@ -103,9 +102,6 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Backoff == nil {
 		c.Backoff = defaultBackoff
-	}
-	if c.DKIM == "" {
-		c.DKIM = dkim.Both
 	}
 	fill(&c.Connections, 100)
 	fill(&c.MXConnections, 20)
@@ -119,6 +115,7 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
+// fill sets v to def unless it is set.
 func fill[T int | int64 | time.Duration](v *T, def T) {
 	if *v <= 0 {
 		*v = def
@@ -136,14 +133,12 @@ type Engine struct {
 	windows windows // connections by server
 
 	// work ends when no new work is begun, hard when conversations are cut off.
-	work     context.Context
-	endWork  context.CancelFunc
-	hard     context.Context
-	cut      context.CancelFunc
-	closing  atomic.Bool
-	loops    sync.WaitGroup // dispatcher and claim loop
-	workers  sync.WaitGroup // connections
-	shutdown sync.Once
+	work    context.Context
+	endWork context.CancelFunc
+	hard    context.Context
+	cut     context.CancelFunc
+	loops   sync.WaitGroup // dispatcher and claim loop
+	workers sync.WaitGroup // connections
 
 	intake     intake
 	turnedAway atomic.Int64 // jobs for which a destination had no room
@@ -203,13 +198,12 @@ var ErrCut = errors.New("deliveries were cut off")
 // cut off and the error is ErrCut. When Shutdown returns, every recipient was settled or
 // released and every goroutine has ended.
 func (e *Engine) Shutdown(ctx context.Context) error {
-	e.shutdown.Do(func() {
-		e.closing.Store(true)
-		e.endWork()
-	})
+	e.endWork()
 	e.loops.Wait() // no worker is begun after this
 	e.releaseIntake()
-	e.releaseWaiting()
+	for _, d := range e.all() {
+		d.handBack()
+	}
 	e.interruptEarly()
 
 	defer e.cut()
@@ -221,17 +215,8 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 	return ErrCut
 }
 
-// releaseWaiting hands back the jobs that no connection has begun.
-func (e *Engine) releaseWaiting() {
-	for _, d := range e.all() {
-		d.mu.Lock()
-		waiting := d.waiting.drain()
-		d.mu.Unlock()
-		for _, j := range waiting {
-			e.release(j, 0)
-		}
-	}
-}
+// closing reports that no new work is begun.
+func (e *Engine) closing() bool { return e.work.Err() != nil }
 
 // interruptEarly cuts off the conversations that have not reached the message's text: nothing
 // is lost, and they might take minutes.
@@ -249,9 +234,5 @@ func (e *Engine) interruptEarly() {
 func (e *Engine) all() []*destination {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	list := make([]*destination, 0, len(e.destinations))
-	for _, d := range e.destinations {
-		list = append(list, d)
-	}
-	return list
+	return slices.Collect(maps.Values(e.destinations))
 }

@@ -53,7 +53,7 @@ func (in *intake) close() ([]*queue.Delivery, []*job) {
 // over by Take once it is committed. It reserves nothing, so a failed commit needs no undo;
 // sessions that ask at the same moment may together exceed the bounds by one message each.
 func (e *Engine) Reserve(user, size int64) bool {
-	if e.closing.Load() || time.Since(time.Unix(0, e.fullAt.Load())) < crowdedPause {
+	if e.closing() || time.Since(time.Unix(0, e.fullAt.Load())) < crowdedPause {
 		return false
 	}
 	return e.load.fits(userOf(user), e.weight(size))
@@ -138,12 +138,7 @@ func (e *Engine) follow() {
 		switch {
 		case err != nil: // nothing is known now
 		case way.Err != nil:
-			d.mu.Lock()
-			waiting := d.waiting.drain()
-			d.mu.Unlock()
-			for _, j := range waiting {
-				e.release(j, 0)
-			}
+			d.handBack()
 		default:
 			d.mu.Lock()
 			d.update(way.Upstream)

@@ -47,6 +47,25 @@ type job struct {
 
 func (j *job) address(i int) smtp.Address { return j.rcpts[i].Address }
 
+// each makes an outcome for each recipient.
+func (j *job) each(outcome func(*queue.Recipient) queue.Outcome) []queue.Outcome {
+	outcomes := make([]queue.Outcome, len(j.rcpts))
+	for i := range j.rcpts {
+		outcomes[i] = outcome(&j.rcpts[i])
+	}
+	return outcomes
+}
+
+// those lists the recipients that are wanted, nil for none.
+func (j *job) those(wanted func(i int) bool) (list []queue.Recipient) {
+	for i := range j.rcpts {
+		if wanted(i) {
+			list = append(list, j.rcpts[i])
+		}
+	}
+	return list
+}
+
 func (p *parcel) user() userOf { return userOf(p.Message.UserID) }
 
 // way is the destination of some recipients of a delivery.
@@ -60,7 +79,7 @@ type way struct {
 
 // dispatch splits a delivery into jobs and gives them to their destinations.
 func (e *Engine) dispatch(d *queue.Delivery) {
-	if e.closing.Load() {
+	if e.closing() {
 		e.handBack(d, 0)
 		return
 	}
@@ -264,7 +283,7 @@ const (
 // unroutable gives back a recipient for whom there is no route, or none can be read now.
 // That does not count as an attempt: no server was asked.
 func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error) {
-	if e.work.Err() != nil { // Shutdown cut the question off
+	if e.closing() { // Shutdown cut the question off
 		e.cfg.Queue.Release(d, []int{rcpt.N}, 0)
 		return
 	}

@@ -58,21 +58,18 @@ func (l *line) find(wanted func(*job) bool) *job {
 
 // pop returns nil when the line is empty.
 func (l *line) pop() *job {
-	if n := len(l.front); n > 0 {
-		j := l.front[n-1]
+	j := l.first()
+	switch n := len(l.front); {
+	case j == nil:
+		return nil
+	case n > 0:
 		l.front[n-1] = nil
 		l.front = l.front[:n-1]
-		l.octets -= j.octets
-		return j
-	}
-	if l.head == len(l.back) {
-		return nil
-	}
-	j := l.back[l.head]
-	l.back[l.head] = nil
-	l.head++
-	if l.head == len(l.back) {
-		l.back, l.head = l.back[:0], 0
+	default:
+		l.back[l.head] = nil
+		if l.head++; l.head == len(l.back) {
+			l.back, l.head = l.back[:0], 0
+		}
 	}
 	l.octets -= j.octets
 	return j

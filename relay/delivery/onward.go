@@ -42,13 +42,7 @@ func (t *transaction) elsewhere(j *job, outcomes []queue.Outcome) []queue.Recipi
 	if next := t.onward(j); !next.HasNext() && !t.mayBeginAnew(j) {
 		return nil
 	}
-	var rest []queue.Recipient
-	for i := range outcomes {
-		if outcomes[i].Result != queue.Delivered && t.goesOn(i) {
-			rest = append(rest, j.rcpts[i])
-		}
-	}
-	return rest
+	return j.those(func(i int) bool { return outcomes[i].Result != queue.Delivered && t.goesOn(i) })
 }
 
 // goesOn reports that another host may be asked about recipient i: this one put it off at
@@ -80,10 +74,10 @@ func (w *worker) nextHost(j *job, t *transaction, next *connect.Walk) (bool, *tr
 	w.hangUp()
 	w.talking.Store(true)
 	defer w.talking.Store(false)
-	c, trouble := next.Next(w.ctx)
+	c, why := next.Next(w.ctx)
 	if c == nil {
-		w.d.e.cfg.Log.Info("no other host can be reached", "id", j.Message.ID, "after", t.conn.Host, "reply", trouble.Reply.String(), "error", trouble.Err)
-		return false, asTrouble(trouble)
+		w.d.e.cfg.Log.Info("no other host can be reached", "id", j.Message.ID, "after", t.conn.Host, "reply", why.Reply.String(), "error", why.Err)
+		return false, &trouble{Trouble: *why}
 	}
 	w.conn = &conn{Conn: c, opened: time.Now(), version: t.conn.version, onward: true}
 	w.d.connected(w)

@@ -63,12 +63,9 @@ func (t *transaction) further(j *job, outcomes []queue.Outcome) []queue.Recipien
 	if t.res.Err != nil || !delivered && putOff && next.HasNext() || accountRefused(t.replies, &t.res) != nil {
 		return nil
 	}
-	var rest []queue.Recipient
-	for i := range outcomes {
-		if t.res.Withheld(i) || delivered && judge(t.replies, &t.res, i).InAnother() || anew && t.res.Stages[i] == smtp.StageData {
-			rest = append(rest, j.rcpts[i])
-		}
-	}
+	rest := j.those(func(i int) bool {
+		return t.res.Withheld(i) || delivered && judge(t.replies, &t.res, i).InAnother() || anew && t.res.Stages[i] == smtp.StageData
+	})
 	if len(rest) == len(outcomes) && !anew {
 		return nil
 	}

@@ -46,7 +46,7 @@ func TestRequireTLS(t *testing.T) {
 			q := newFakeQueue()
 			e := startEngine(t, q, Config{Routes: routes{def: up}})
 			d := message(t, "user@one.test")
-			d.Message.TLSNeed = queue.TLSRequired
+			d.Message.TLSNeed = smtp.TLSRequired
 			e.Take(d)
 			q.waitEnded(t, 1)
 			o := q.outcome(t, d, 0)
@@ -97,7 +97,7 @@ func TestRequireTLSOfNotices(t *testing.T) {
 		up := upstreamAt(server)
 		up.TLS, up.CA = test.mode, string(ca.PEM())
 		d := message(t, "user@one.test")
-		d.Message.TLSNeed, d.Message.UserID, d.Message.Sender = queue.TLSRequired, 0, smtp.Address{}
+		d.Message.TLSNeed, d.Message.UserID, d.Message.Sender = smtp.TLSRequired, 0, smtp.Address{}
 		o := attempt(t, Config{Routes: routes{def: up}}, d)
 		if o.Result != queue.Delivered {
 			t.Errorf("%s: %s %v", test.name, o.Result, o.Reply)
@@ -125,7 +125,7 @@ func TestRequireTLSOverWays(t *testing.T) {
 		q := newFakeQueue()
 		e := startEngine(t, q, Config{Routes: several{via(first).Ways[0], via(second).Ways[0]}})
 		d := message(t, "user@one.test")
-		d.Message.TLSNeed = queue.TLSRequired
+		d.Message.TLSNeed = smtp.TLSRequired
 		e.Take(d)
 		q.waitEnded(t, 1)
 		want := map[bool]queue.Result{false: queue.Delivered, true: queue.Deferred}[away]
@@ -156,7 +156,7 @@ func TestRequireTLSWaits(t *testing.T) {
 		z.AddHost("mx2.one.test", "127.0.0.3")
 		test.spoil(servers[0], z)
 		d := message(t, "user@one.test")
-		d.Message.TLSNeed = queue.TLSRequired
+		d.Message.TLSNeed = smtp.TLSRequired
 		o := attempt(t, Config{Routes: routes{}, Connect: connect.Config{DNS: z.Resolver(), MXPort: port}}, d)
 		if o.Reply.Enhanced.String() != test.want || (o.Result == queue.Failed) != (test.want == "5.7.30") {
 			t.Errorf("%s: %s %v", what, o.Result, o.Reply)
@@ -180,7 +180,7 @@ func TestRequireTLSUnproved(t *testing.T) {
 			z.Sign("signed.test")
 		}
 		d := message(t, "user@one.test")
-		d.Message.TLSNeed = queue.TLSRequired
+		d.Message.TLSNeed = smtp.TLSRequired
 		o := attempt(t, Config{Routes: routes{}, Connect: connect.Config{DNS: z.Resolver(), MXPort: first.Port()}}, d)
 		if want := map[bool]string{false: "4.7.30", true: "5.7.30"}[validates]; o.Reply.Enhanced.String() != want || o.RemoteMTA != "mx2.one.test" {
 			t.Errorf("validates %v: %s %v", validates, o.RemoteMTA, o.Reply)

@@ -23,7 +23,7 @@ func (w *worker) takePlace() bool {
 		err := e.slots.Wait(ctx, 1, w.user, w.d.key)
 		w.d.sought(w)
 		anew()
-		if err == nil || e.work.Err() != nil {
+		if err == nil || e.closing() {
 			return err == nil
 		}
 	}

@@ -121,7 +121,7 @@ func (d *destination) connectFailed(t *trouble, since int) {
 			d.turnedAway(j, t)
 		}
 		return
-	case d.e.closing.Load():
+	case d.e.closing():
 	case d.live > 0 || t.Said && t.Reply.Code == 421 && d.talking() > 1:
 		// Other conversations with it go on, or are about to begin: we had too many.
 		d.window.refused(len(d.seeking), t.Said)
@@ -191,10 +191,7 @@ func (d *destination) putOff(j *job, t *trouble, until time.Time) {
 	d.mu.Lock()
 	d.owes = d.owes || !t.ofUser
 	d.mu.Unlock()
-	outcomes := make([]queue.Outcome, len(j.rcpts))
-	for i := range j.rcpts {
-		outcomes[i] = t.waiting(d, j, &j.rcpts[i], until)
-	}
+	outcomes := j.each(func(r *queue.Recipient) queue.Outcome { return t.waiting(d, j, r, until) })
 	d.e.leave(j, j.rcpts, outcomes, t.Err)
 }
 
@@ -209,14 +206,8 @@ func (d *destination) giveUp(jobs []*job, t *trouble) {
 	d.owes = d.owes || len(jobs) > 0 && !t.Permanent && !t.ofUser
 	d.mu.Unlock()
 	for _, j := range jobs {
-		outcomes := make([]queue.Outcome, len(j.rcpts))
-		var rest []queue.Recipient
-		for i := range j.rcpts {
-			outcomes[i] = t.outcome(d, j, &j.rcpts[i], away)
-			if outcomes[i].Result == queue.Deferred {
-				rest = append(rest, j.rcpts[i])
-			}
-		}
+		outcomes := j.each(func(r *queue.Recipient) queue.Outcome { return t.outcome(d, j, r, away) })
+		rest := j.those(func(i int) bool { return outcomes[i].Result == queue.Deferred })
 		j.Tries += t.Tries
 		j.Sessions += t.Sessions
 		if j.Begun.IsZero() {

@@ -20,14 +20,6 @@ type trouble struct {
 	breaker *breaker.State // it is open, which is all that is known here; else nil
 }
 
-// asTrouble is t in a delivery's hands; nil stays nil.
-func asTrouble(t *connect.Trouble) *trouble {
-	if t == nil {
-		return nil
-	}
-	return &trouble{Trouble: *t}
-}
-
 // deferral is the outcome of a recipient with whom no transaction was begun, but for its reply.
 func (d *destination) deferral(j *job, rcpt *queue.Recipient, now time.Time) queue.Outcome {
 	return queue.Outcome{

@@ -435,7 +435,7 @@ func TestNextWayWhileClosing(t *testing.T) {
 	q := newFakeQueue()
 	e := startEngine(t, q, Config{Routes: several{wayTo("a", servers[0]), wayTo("b", servers[1])}})
 	servers[0].On(smtptest.PhaseMail, smtptest.Always(smtptest.Then(
-		smtptest.Do(func() { e.closing.Store(true) }), smtptest.Reply("452 4.3.1 full"))))
+		smtptest.Do(func() { e.endWork() }), smtptest.Reply("452 4.3.1 full"))))
 	d := message(t, "x@one.test")
 	e.Take(d)
 	q.waitEnded(t, 1)

@@ -149,45 +149,37 @@ func (w *worker) idleTime() time.Duration {
 func (w *worker) connect() bool {
 	need, wanted := w.d.need()
 	for ; wanted && need.wait > 0; need, wanted = w.d.need() {
-		if !w.rest(need.wait) {
+		if !w.d.e.pause(need.wait) {
 			return false
 		}
 	}
 	if !wanted {
 		return false
 	}
-	t := w.open(need)
-	// ErrNoPlace waits in the line; what former settings ended says nothing about those of now.
-	if t != nil && t.Err != connect.ErrNoPlace && need.settings.Err() == nil {
+	ok, t := w.open(need)
+	if t != nil {
 		w.d.connectFailed(t, need.failures)
 	}
-	return t == nil
+	return ok
 }
 
-// open begins a conversation. It ends early when the upstream's settings change.
-func (w *worker) open(need need) *trouble {
+// open begins a conversation, or returns the destination's trouble, nil if there is none: a job for which
+// there is no place waits in the line, and what former settings ended says nothing about those of now.
+func (w *worker) open(need need) (bool, *trouble) {
 	ctx, cancel := context.WithCancel(w.ctx)
 	defer cancel()
 	defer context.AfterFunc(need.settings, cancel)()
 	c, t := w.d.e.dialer.Open(ctx, w.d.domain, need.upstream, need.spent, connect.Watch{Talking: &w.talking, Progress: &w.progress, Arrive: w.d.arrive, AnyTLS: w.d.anyTLS})
-	if t != nil {
-		return asTrouble(t)
+	switch {
+	case t == nil:
+	case t.Err == connect.ErrNoPlace, need.settings.Err() != nil:
+		return false, nil
+	default:
+		return false, &trouble{Trouble: *t}
 	}
 	w.conn = &conn{Conn: c, opened: time.Now(), version: need.version}
 	w.d.connected(w)
-	return nil
-}
-
-// rest waits, and reports false when no new work is to be begun any more.
-func (w *worker) rest(wait time.Duration) bool {
-	w.timer.Reset(wait)
-	select {
-	case <-w.timer.C:
-		return true
-	case <-w.d.e.work.Done():
-		w.timer.Stop()
-		return false
-	}
+	return true, nil
 }
 
 // idle waits for a job. It returns nil after most, or when the server has ended the
@@ -251,7 +243,7 @@ func (w *worker) abandon() {
 // connection is closed if it broke or is out of date.
 func (w *worker) do(j *job) *job {
 	switch {
-	case w.d.e.closing.Load():
+	case w.d.e.closing():
 		w.job = nil
 		w.d.e.release(j, 0)
 		return nil

@@ -1,14 +1,12 @@
 package queue
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,6 +16,7 @@ import (
 	"postern/internal/pg"
 	"postern/policy/quota"
 	"postern/relay/queue/content"
+	"postern/relay/queue/insert"
 	"postern/relay/queue/reserve"
 )
 
@@ -97,7 +96,7 @@ func (c *commits) submit(j *submittal) result {
 		case mail <- j:
 		case <-patience.C:
 			c.q.inHand.remove(j.m.ID, len(j.rcpts))
-			return result{err: context.DeadlineExceeded}
+			return failed(context.DeadlineExceeded)
 		}
 		var r result
 		select {
@@ -105,7 +104,7 @@ func (c *commits) submit(j *submittal) result {
 		case <-patience.C:
 			if j.taken.CompareAndSwap(false, true) {
 				c.q.inHand.remove(j.m.ID, len(j.rcpts))
-				return result{err: context.DeadlineExceeded}
+				return failed(context.DeadlineExceeded)
 			}
 			r = <-j.done
 		}
@@ -123,7 +122,7 @@ type committer struct {
 	limit int
 	voids *voids
 	s     *pg.Dedicated
-	group group
+	group insert.Group
 }
 
 func (c *committer) run() {
@@ -183,8 +182,8 @@ func (c *committer) commit(mail []*submittal) {
 			c.q.log.Warn("queue: the fate of a commit is unknown, asking again", "messages", len(mail), "error", err)
 			c.resolve(mail, err)
 			return
-		case hasCopy(err) && c.group.wary == 0:
-			c.group.wary = waryStatements
+		case hasCopy(err) && c.group.Wary == 0:
+			c.group.Wary = waryStatements
 			try--
 			continue
 		case isBlocked(err) && time.Since(began) < blockedTime:
@@ -308,7 +307,7 @@ func (c *committer) giveUp(mail []*submittal, cause error) []*submittal {
 // void refuses j, which may be in the queue all the same, and has it removed.
 func (c *committer) void(j *submittal, cause error) {
 	c.remove(j)
-	j.done <- result{err: fmt.Errorf("commit is unknown: %w", cause)}
+	j.done <- failed(fmt.Errorf("commit is unknown: %w", cause))
 }
 
 // remove has j, which is being refused, removed from the queue, where it may be.
@@ -343,11 +342,11 @@ func (c *committer) accept(mail []*submittal, doubted bool) {
 	c.q.epochs.report(nil)
 	defer c.tellNear()
 	for i, j := range mail {
-		r := c.group.results[i]
+		r := c.group.Results()[i]
 		switch {
-		case r.err == nil:
-			c.q.inHand.remove(j.m.ID, len(r.copies))
-			j.rcpts = j.without(r.copies)
+		case r.Err == nil:
+			c.q.inHand.remove(j.m.ID, len(r.Copies))
+			j.rcpts = j.without(r.Copies)
 			if len(j.rcpts) > 0 {
 				c.q.accepted(j)
 			}
@@ -356,7 +355,7 @@ func (c *committer) accept(mail []*submittal, doubted bool) {
 		default:
 			c.q.inHand.remove(j.m.ID, len(j.rcpts))
 		}
-		j.done <- r
+		j.done <- result{Result: r}
 	}
 }
 
@@ -364,7 +363,7 @@ func (c *committer) tellNear() {
 	if c.q.cfg.Near == nil {
 		return
 	}
-	for _, near := range c.group.charges.Near() {
+	for _, near := range c.group.Near() {
 		c.q.cfg.Near(near)
 	}
 }
@@ -372,33 +371,42 @@ func (c *committer) tellNear() {
 func (c *committer) refuse(mail []*submittal, err error) {
 	for _, j := range mail {
 		c.q.inHand.remove(j.m.ID, len(j.rcpts))
-		j.done <- result{err: err}
+		j.done <- failed(err)
 	}
-}
-
-// The statement of a group commit, for mail without limits and keys, for mail with keys and without
-// limits, for other mail, and for a commit in doubt. Mail without limits and keys does not pay for them.
-var (
-	sqlEnqueue       = bindEnqueue("enqueue", pg.Constants{"judged": "false", "again": "false"})
-	sqlEnqueueKeyed  = bindEnqueue("enqueue_keyed", pg.Constants{"judged": "false", "again": "false"})
-	sqlEnqueueJudged = bindEnqueue("enqueue", pg.Constants{"judged": "true", "again": "false"})
-	sqlEnqueueAgain  = bindEnqueue("enqueue", pg.Constants{"judged": "true", "again": "true"})
-)
-
-func bindEnqueue(name string, constants pg.Constants) string {
-	return texts.BindWith(name, constants, pg.Names(new(group).arguments)...)
 }
 
 func (c *committer) insert(ctx context.Context, conn *pgx.Conn, mail []*submittal, again bool) error {
-	g := &c.group
-	g.reset()
+	c.group.Reset()
 	for _, j := range mail {
-		g.add(j, c.q.cfg.StrictGate)
-		if err := g.addBody(j); err != nil {
+		c.add(j)
+		if err := c.group.AddBody(j.m.ID, j.body); err != nil {
 			return err
 		}
 	}
-	return g.exec(ctx, conn, c.q, mail, again)
+	return c.q.insert(ctx, conn, &c.group, mail[0].epoch, again)
+}
+
+func (c *committer) add(j *submittal) {
+	c.group.Add(&j.m, j.rcpts, j.keys, !j.parked && !c.q.cfg.StrictGate)
+}
+
+// insert inserts g, unless epoch is dead.
+func (q *Queue) insert(ctx context.Context, conn *pgx.Conn, g *insert.Group, epoch int64, again bool) error {
+	ctx, cancel := context.WithTimeout(ctx, q.waits.try)
+	defer cancel()
+	return unlessLost(g, g.Insert(ctx, conn, q.owner(epoch), again))
+}
+
+func (q *Queue) owner(epoch int64) insert.Owner {
+	return insert.Owner{Epoch: epoch, Node: q.cfg.Node, Lifetime: q.times.Load().Lifetime}
+}
+
+// unlessLost returns the error of an insert of g.
+func unlessLost(g *insert.Group, err error) error {
+	if err == nil && g.EpochLost() {
+		return errEpochLost
+	}
+	return err
 }
 
 // bySubject parts a group by whose limits it is charged against: nobody's first, then
@@ -432,24 +440,24 @@ func bySubject(mail []*submittal) [][]*submittal {
 // checked first, to avoid writing a body only to refuse it, and so are keys.
 func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *submittal, again bool) error {
 	g := &c.group
-	g.reset()
-	g.add(j, c.q.cfg.StrictGate)
+	g.Reset()
+	c.add(j)
 	if again {
 		return c.insertLargeRows(ctx, conn, j, true)
 	}
-	over, err := quota.Try(ctx, conn, g.charged[0])
+	over, err := quota.Try(ctx, conn, quota.Charge{Limits: j.m.Charges, Recipients: len(j.rcpts), Size: j.m.Size})
 	if err != nil {
 		_, _ = conn.Exec(ctx, "rollback") // the failed transaction is still open
 		return err
 	}
 	if over != nil {
-		g.results = append(g.results, result{err: over})
+		g.Refuse(over)
 		return nil
 	}
 	if known, err := isKnown(ctx, conn, j); err != nil {
 		return err
 	} else if known {
-		c.group.wary = max(c.group.wary, 1)
+		g.Wary = max(g.Wary, 1)
 		return c.insertLargeRows(ctx, conn, j, false)
 	}
 	tx, err := conn.Begin(ctx)
@@ -460,11 +468,10 @@ func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *submitta
 	if err := content.Copy(ctx, conn, j.m.ID, j.body); err != nil {
 		return err
 	}
-	inserted, err := g.queryAndCommit(ctx, conn, c.q, []*submittal{j})
+	brief, cancel := context.WithTimeout(ctx, c.q.waits.try)
+	defer cancel()
+	err = unlessLost(g, g.InsertAndCommit(brief, conn, c.q.owner(j.epoch)))
 	c.q.largeStored()
-	if err == nil && inserted == 0 && !g.refusedAny() {
-		return errEpochLost
-	}
 	return err
 }
 
@@ -476,14 +483,10 @@ func (c *committer) insertLargeRows(ctx context.Context, conn *pgx.Conn, j *subm
 		return fmt.Errorf("begin: %w", err)
 	}
 	defer func() { _ = tx.Rollback(ctx) }()
-	inserted, err := c.group.query(ctx, conn, c.q, []*submittal{j}, again)
-	if err != nil {
+	if err := unlessLost(&c.group, c.group.Insert(ctx, conn, c.q.owner(j.epoch), again)); err != nil {
 		return err
 	}
-	if inserted == 0 && !again && !c.group.refusedAny() {
-		return errEpochLost
-	}
-	if inserted > 0 {
+	if c.group.Inserted() > 0 {
 		if err := content.Copy(ctx, conn, j.m.ID, j.body); err != nil {
 			return err
 		}
@@ -493,310 +496,4 @@ func (c *committer) insertLargeRows(ctx context.Context, conn *pgx.Conn, j *subm
 	}
 	c.q.largeStored()
 	return nil
-}
-
-// group holds the columns of one statement; its slices are reused.
-type group struct {
-	epoch                        int64
-	node                         string
-	lifetime                     time.Duration
-	id                           [][16]byte
-	user, credential, size       []int64
-	local, domain, bodyType, ret []string
-	utf8, eightBit               []bool
-	envid, headerID, addr, hello []string
-	listener, tls, tlsNeed       []string
-	acceptedAt                   []time.Time
-	recipients                   []int32
-	rule                         []string
-	bodyHash                     [][]byte
-	tags, metadata               []string
-	charged                      []quota.Charge
-	charges                      quota.Charges
-	results                      []result // of its mail
-	bodyID                       [][16]byte
-	bodyN                        []int32
-	chunk                        [][]byte
-	buf                          []byte
-	dot                          []bool // of its messages, as is all above but the bodies
-	rMessage, rN                 []int32
-	tell, notify                 []int16
-	key, rLocal, rDomain, rType  []string
-	orcpt                        []string
-	keys                         []groupKey
-	dupKey, dupContent           [][16]byte // of keys
-	dupMessage, dupN, dupSpan    []int32
-	keyed, hasORcpt, hashed      bool // some key is not the domain; some recipient has an ORCPT, some message a hash
-	needsTLS, tagged             bool // some message has a TLSNeed; tags or metadata
-	wary                         int  // so many statements look for copies first
-	args                         pg.Args
-}
-
-// arguments adds the columns with their names in enqueue.sql.
-func (g *group) arguments(a *pg.Args) {
-	a.Add("epoch", g.epoch)
-	a.Add("node", g.node)
-	a.Add("lifetime", g.lifetime)
-
-	a.Add("id", g.id)
-	a.Add("user_id", g.user)
-	a.Add("credential_id", g.credential)
-	a.Add("sender_local", g.local)
-	a.Add("sender_domain", g.domain)
-	a.Add("size", g.size)
-	a.Add("body_type", g.bodyType)
-	a.Add("utf8", g.utf8)
-	a.Add("eight_bit", g.eightBit)
-	a.Add("ret", g.ret)
-	a.Add("envid", g.envid)
-	a.Add("header_id", g.headerID)
-	a.Add("accepted_at", g.acceptedAt)
-	a.Add("client_addr", g.addr)
-	a.Add("client_hello", g.hello)
-	a.Add("listener", g.listener)
-	a.Add("tls", g.tls)
-	a.Add("tls_need", unless(g.needsTLS, g.tlsNeed))
-	a.Add("recipients", g.recipients)
-	a.Add("rule", g.rule)
-	a.Add("body_hash", unless(g.hashed, g.bodyHash))
-	a.Add("tags", unless(g.tagged, g.tags))
-	a.Add("metadata", unless(g.tagged, g.metadata))
-	a.Add("dot_possible", g.dot)
-
-	a.Add("body_id", g.bodyID)
-	a.Add("body_n", g.bodyN)
-	a.Add("chunk", g.chunk)
-
-	a.Add("rcpt_message", g.rMessage)
-	a.Add("rcpt_n", g.rN)
-	a.Add("tell", g.tell)
-	a.Add("notify", g.notify)
-	a.Add("local", g.rLocal)
-	a.Add("domain", g.rDomain)
-	a.Add("domain_key", unless(g.keyed, g.key))
-	a.Add("orcpt_type", unless(g.hasORcpt, g.rType))
-	a.Add("orcpt", unless(g.hasORcpt, g.orcpt))
-
-	g.sortKeys()
-	a.Add("key", g.dupKey)
-	a.Add("key_message", g.dupMessage)
-	a.Add("key_n", g.dupN)
-	a.Add("key_span", g.dupSpan)
-	a.Add("key_content", g.dupContent)
-
-	g.charges.Arguments(a)
-}
-
-// unless returns null in place of a list that says nothing.
-func unless[T any](says bool, list []T) any {
-	if !says {
-		return nil
-	}
-	return list
-}
-
-func (g *group) reset() {
-	clear(g.chunk)
-	clear(g.bodyHash)
-	g.charges.Fill(nil)
-	*g = group{
-		id: g.id[:0], user: g.user[:0], credential: g.credential[:0], size: g.size[:0],
-		local: g.local[:0], domain: g.domain[:0], bodyType: g.bodyType[:0], ret: g.ret[:0], utf8: g.utf8[:0], eightBit: g.eightBit[:0],
-		envid: g.envid[:0], headerID: g.headerID[:0], addr: g.addr[:0], hello: g.hello[:0],
-		listener: g.listener[:0], tls: g.tls[:0], tlsNeed: g.tlsNeed[:0], acceptedAt: g.acceptedAt[:0], recipients: g.recipients[:0], rule: g.rule[:0], bodyHash: g.bodyHash[:0], tags: g.tags[:0], metadata: g.metadata[:0], charged: g.charged[:0], charges: g.charges, results: g.results[:0],
-		bodyID: g.bodyID[:0], bodyN: g.bodyN[:0], chunk: g.chunk[:0], buf: g.buf[:0],
-		dot: g.dot[:0], rMessage: g.rMessage[:0], rN: g.rN[:0], tell: g.tell[:0], notify: g.notify[:0],
-		key: g.key[:0], rLocal: g.rLocal[:0], rDomain: g.rDomain[:0], rType: g.rType[:0], orcpt: g.orcpt[:0],
-		keys: g.keys[:0], dupKey: g.dupKey, dupContent: g.dupContent, dupMessage: g.dupMessage, dupN: g.dupN, dupSpan: g.dupSpan, wary: g.wary, args: g.args,
-	}
-	if cap(g.buf) > groupBytes/4 {
-		g.buf = nil
-	}
-}
-
-func (g *group) add(j *submittal, strict bool) {
-	m := &j.m
-	addr := ""
-	if m.ClientAddr.IsValid() {
-		addr = m.ClientAddr.String()
-	}
-	g.id, g.user, g.credential = append(g.id, m.ID), append(g.user, m.UserID), append(g.credential, m.CredentialID)
-	g.local, g.domain = append(g.local, m.Sender.Local), append(g.domain, m.Sender.Domain)
-	g.size, g.bodyType = append(g.size, m.Size), append(g.bodyType, string(m.BodyType))
-	g.utf8, g.eightBit = append(g.utf8, m.UTF8), append(g.eightBit, m.EightBit)
-	g.ret, g.envid = append(g.ret, string(m.Ret)), append(g.envid, pg.Storable(m.EnvID))
-	g.headerID, g.acceptedAt = append(g.headerID, pg.Storable(m.MessageID)), append(g.acceptedAt, m.AcceptedAt)
-	g.addr, g.hello = append(g.addr, addr), append(g.hello, pg.Storable(m.ClientHello))
-	g.listener, g.tls = append(g.listener, pg.Storable(m.Listener)), append(g.tls, pg.Storable(m.TLS))
-	g.tlsNeed, g.needsTLS = append(g.tlsNeed, string(m.TLSNeed)), g.needsTLS || m.TLSNeed != ""
-	g.recipients, g.rule = append(g.recipients, int32(len(j.rcpts))), append(g.rule, pg.Storable(m.Rule))
-	g.bodyHash, g.hashed = append(g.bodyHash, m.BodyHash), g.hashed || m.BodyHash != nil
-	g.tags, g.metadata = append(g.tags, arrayText(m.Tags)), append(g.metadata, m.Metadata)
-	g.tagged = g.tagged || m.Tags != nil || m.Metadata != ""
-	for _, k := range j.keys {
-		g.keys = append(g.keys, groupKey{k, int32(len(g.id)), int32(m.Key.Window / time.Second), m.Key.Content})
-	}
-	g.charged = append(g.charged, quota.Charge{Limits: m.Charges, Recipients: len(j.rcpts), Size: m.Size})
-	g.dot = append(g.dot, !j.parked && !strict)
-	for i := range j.rcpts {
-		r := &j.rcpts[i]
-		key := r.Address.DomainKey()
-		g.keyed, g.hasORcpt = g.keyed || key != r.Address.Domain, g.hasORcpt || r.ORcptType != "" || r.ORcpt != ""
-		g.rMessage, g.rN = append(g.rMessage, int32(len(g.id))), append(g.rN, int32(r.N))
-		tell := tells(m.Sender, r.Notify)
-		if r.Suppressed {
-			tell |= isSuppressed
-		}
-		g.tell, g.notify = append(g.tell, tell), append(g.notify, int16(r.Notify))
-		g.key, g.rLocal, g.rDomain = append(g.key, key), append(g.rLocal, r.Address.Local), append(g.rDomain, r.Address.Domain)
-		g.rType, g.orcpt = append(g.rType, pg.Storable(r.ORcptType)), append(g.orcpt, pg.Storable(r.ORcpt))
-	}
-}
-
-// groupKey is a key of duplicates: of which message of the group, for how many seconds, and what
-// content a client's own key stands for.
-type groupKey struct {
-	rcptKey
-	message, span int32
-	content       [16]byte
-}
-
-// sortKeys makes the columns of the keys, in the order in which all transactions put them in: two
-// that wait for each other's would not end.
-func (g *group) sortKeys() {
-	slices.SortFunc(g.keys, func(a, b groupKey) int { return bytes.Compare(a.key[:], b.key[:]) })
-	g.dupKey, g.dupContent, g.dupMessage, g.dupN, g.dupSpan = g.dupKey[:0], g.dupContent[:0], g.dupMessage[:0], g.dupN[:0], g.dupSpan[:0]
-	for _, k := range g.keys {
-		g.dupKey, g.dupContent = append(g.dupKey, k.key), append(g.dupContent, k.content)
-		g.dupMessage, g.dupN, g.dupSpan = append(g.dupMessage, k.message), append(g.dupN, int32(k.n)), append(g.dupSpan, k.span)
-	}
-}
-
-// arrayText writes a text[] as PostgreSQL reads it, and "" for none.
-func arrayText(list []string) string {
-	if len(list) == 0 {
-		return ""
-	}
-	quote := strings.NewReplacer(`\`, `\\`, `"`, `\"`)
-	quoted := make([]string, len(list))
-	for i, s := range list {
-		quoted[i] = `"` + quote.Replace(s) + `"`
-	}
-	return "{" + strings.Join(quoted, ",") + "}"
-}
-
-// addBody adds the octets of a small body.
-func (g *group) addBody(j *submittal) error {
-	size := int(j.body.Size())
-	if g.buf == nil || cap(g.buf)-len(g.buf) < size {
-		// The earlier chunks still point into the former buffer.
-		g.buf = make([]byte, 0, max(size, 64<<10))
-	}
-	at := len(g.buf)
-	g.buf = g.buf[:at+size]
-	data := g.buf[at:]
-	if size > 0 {
-		if err := content.Read(j.body, data, 0); err != nil {
-			return &pg.RowError{Err: err}
-		}
-	}
-	for n := int32(0); n == 0 || len(data) > 0; n++ {
-		k := min(len(data), content.ChunkSize)
-		g.bodyID, g.bodyN, g.chunk = append(g.bodyID, j.m.ID), append(g.bodyN, n), append(g.chunk, data[:k:k])
-		data = data[k:]
-	}
-	return nil
-}
-
-func (g *group) exec(ctx context.Context, conn *pgx.Conn, q *Queue, mail []*submittal, again bool) error {
-	ctx, cancel := context.WithTimeout(ctx, q.waits.try)
-	defer cancel()
-	inserted, err := g.query(ctx, conn, q, mail, again)
-	if err == nil && inserted == 0 && !again && !g.refusedAny() {
-		return errEpochLost
-	}
-	return err
-}
-
-// refusedAny reports that a message of the group was not stored as it is over a limit or a duplicate.
-func (g *group) refusedAny() bool {
-	return slices.ContainsFunc(g.results, func(r result) bool { return r.err != nil || r.copies != nil })
-}
-
-// query runs the statement for mail that was added, notes the decisions about it
-// and says how many messages it inserted.
-func (g *group) query(ctx context.Context, conn *pgx.Conn, q *Queue, mail []*submittal, again bool) (int, error) {
-	var d decision
-	sql, args, results := g.statement(q, mail, again, &d)
-	if err := conn.QueryRow(ctx, sql, args...).Scan(results...); err != nil {
-		return 0, fmt.Errorf("insert: %w", err)
-	}
-	g.decided(mail, &d)
-	return d.inserted, nil
-}
-
-// queryAndCommit is query and the end of the transaction in one round trip.
-func (g *group) queryAndCommit(ctx context.Context, conn *pgx.Conn, q *Queue, mail []*submittal) (int, error) {
-	var d decision
-	sql, args, results := g.statement(q, mail, false, &d)
-	batch := &pgx.Batch{}
-	batch.Queue(sql, args...).QueryRow(func(row pgx.Row) error { return row.Scan(results...) })
-	batch.Queue("commit")
-	ctx, cancel := context.WithTimeout(ctx, q.waits.try)
-	defer cancel()
-	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
-		return 0, fmt.Errorf("insert and commit: %w", err)
-	}
-	g.decided(mail, &d)
-	return d.inserted, nil
-}
-
-// decision is what the database decided about the messages of a group, but for their
-// charges, which have their own results.
-type decision struct {
-	inserted int
-	held     [][16]byte
-
-	// Of each recipient that is a duplicate: its message, its number and the message that was first.
-	copied, first [][16]byte
-	copiedN       []int32
-}
-
-// statement returns what inserts mail; its one row goes into d and the charges.
-func (g *group) statement(q *Queue, mail []*submittal, again bool, d *decision) (sql string, args, results []any) {
-	g.charges.Fill(g.charged)
-	g.epoch, g.node, g.lifetime = mail[0].epoch, q.cfg.Node, q.times.Load().Lifetime
-	g.args.Values = g.args.Values[:0]
-	g.arguments(&g.args)
-	results = append([]any{&d.inserted, nil, &d.held}, g.charges.Results()...)
-	results = append(results, &d.copied, &d.copiedN, &d.first, nil)
-	switch {
-	case again:
-		sql = sqlEnqueueAgain
-	case g.charges.None() && len(g.keys) == 0:
-		sql = sqlEnqueue
-	case g.charges.None() && g.wary == 0:
-		sql = sqlEnqueueKeyed
-	default:
-		g.wary = max(g.wary-1, 0)
-		sql = sqlEnqueueJudged
-	}
-	return sql, g.args.Values, results
-}
-
-// decided notes the decision about each message.
-func (g *group) decided(mail []*submittal, d *decision) {
-	g.results = g.results[:0]
-	for i, j := range mail {
-		r := result{held: slices.Contains(d.held, [16]byte(j.m.ID))}
-		for at, id := range d.copied {
-			if id == [16]byte(j.m.ID) {
-				r.copy(int(d.copiedN[at]), d.first[at])
-			}
-		}
-		if over := g.charges.Over(i); over != nil {
-			r.err = over
-		}
-		g.results = append(g.results, r)
-	}
 }

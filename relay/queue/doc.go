@@ -1,7 +1,8 @@
 // Package queue is the durable queue of accepted messages in Postgres: it accepts them, owns
 // them while they are sent, and settles their outcomes. Nothing else writes live mail while a
-// node has it. Beside it are desk (people), relay/retention and relay/anomaly, below it content
-// (the octets of messages) and reserve (room on the disk): docs/decisions/queue-parts.md.
+// node has it. Beside it are desk (people), relay/retention and relay/anomaly, below it insert
+// (the rows of a group commit), content (the octets of messages) and reserve (room on the disk):
+// docs/decisions/queue-parts.md.
 //
 // It promises: Enqueue returns nil only after a durable commit; a recipient is
 // owned by at most one live epoch; every outcome is written fenced by the epoch

@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"postern/relay/queue/content"
-	"postern/relay/smtp"
+	"postern/relay/queue/insert"
 )
 
 // Bounds of one group commit: what one statement and one fsync carry at most.
@@ -16,20 +16,11 @@ const (
 	smallBody     = 1 << 20 // a message with a larger body is a group of its own
 )
 
-// The events of a recipient that its sender wants to be told about (column tell).
-const (
-	tellFailure int16 = 1 << iota
-	tellDelay
-	tellSuccess
-	// isSuppressed stands beside them so that it costs no column: the recipient is Suppressed.
-	isSuppressed
-)
-
 // submittal is one message on its way into the queue.
 type submittal struct {
 	m      Message
 	rcpts  []Recipient // without duplicates once it is accepted
-	keys   []rcptKey
+	keys   []insert.RcptKey
 	body   content.Body
 	epoch  int64
 	parked bool // to be released when it is committed
@@ -38,14 +29,13 @@ type submittal struct {
 	done   chan result // buffered
 }
 
-// result is how a submittal ended.
+// result is how a submittal ended; without an error after a durable commit.
 type result struct {
-	held   bool  // it waits for an admin to release it
-	again  bool  // it has not ended: it is to be submitted again
-	copies []int // recipients that are duplicates
-	first  ID    // the oldest message that they are of
-	err    error // nil after a durable commit
+	insert.Result
+	again bool // it has not ended: it is to be submitted again
 }
+
+func failed(err error) result { return result{Result: insert.Result{Err: err}} }
 
 // Accepted is the result of a commit.
 type Accepted struct {
@@ -61,7 +51,7 @@ type Accepted struct {
 // Enqueue commits m durably in a group with others. With owned the recipients are
 // born owned by this node and returned as a Delivery, whose Body is body with one
 // more reference, unless the user is on hold. A message that is over a limit is refused
-// with a *quota.Over in the *smtp.Error, one whose key stands for another with an *OtherContent. ctx does not cancel a commit that has begun. An *smtp.Error
+// with a *quota.Over in the *smtp.Error, one whose key stands for another with an *insert.OtherContent. ctx does not cancel a commit that has begun. An *smtp.Error
 // has the reply for the client; after it the message is not in the queue and never will be.
 //
 // One exception is documented in docs/queue-states.md: a commit that stays in doubt for
@@ -88,44 +78,21 @@ func (q *Queue) Enqueue(ctx context.Context, m Message, rcpts []Recipient, body 
 	j := &submittal{m: m, rcpts: rcpts, body: body, epoch: epoch, parked: !owned,
 		until: time.Now().Add(q.cfg.Budget), done: make(chan result, 1)}
 	j.m.Size = body.Size()
-	j.keys = m.Key.each(rcpts)
+	j.keys = m.Key.Each(rcpts)
 	q.inHand.add(m.ID, len(rcpts))
 	r := q.commits.submit(j)
-	a := Accepted{Held: r.held, Stored: len(j.rcpts), Duplicates: len(r.copies), First: r.first}
+	a := Accepted{Held: r.Held, Stored: len(j.rcpts), Duplicates: len(r.Copies), First: r.First}
 	switch {
-	case r.err != nil:
-		return Accepted{}, refusal(r.err)
+	case r.Err != nil:
+		return Accepted{}, refusal(r.Err)
 	case a.Stored == 0:
-	case r.held || !owned:
+	case r.Held || !owned:
 		q.settles.park(j)
 	default:
 		body.Retain()
 		a.Delivery = &Delivery{Message: j.m, Recipients: j.rcpts, Body: body, Epoch: epoch}
 	}
 	return a, nil
-}
-
-// tells says what the sender of m wants to hear about a recipient (RFC 3461
-// section 4.1; without NOTIFY a failure and, by custom, a delay). Nothing is ever
-// told to the null path.
-func tells(sender smtp.Address, notify smtp.Notify) int16 {
-	if sender.IsNull() || notify&smtp.NotifyNever != 0 {
-		return 0
-	}
-	if notify == 0 {
-		return tellFailure | tellDelay
-	}
-	var tell int16
-	if notify&smtp.NotifyFailure != 0 {
-		tell |= tellFailure
-	}
-	if notify&smtp.NotifyDelay != 0 {
-		tell |= tellDelay
-	}
-	if notify&smtp.NotifySuccess != 0 {
-		tell |= tellSuccess
-	}
-	return tell
 }
 
 // gather takes what is ready in more, at most limit in all, without waiting.

@@ -18,6 +18,7 @@ import (
 	"postern/internal/pgtest"
 	"postern/policy/quota"
 	"postern/relay/queue/content"
+	"postern/relay/queue/insert"
 	"postern/relay/smtp"
 )
 
@@ -25,7 +26,7 @@ import (
 func again(user int64) Message {
 	m := message()
 	m.UserID = user
-	m.Key = ContentKey(user, m.Sender, m.MessageID, []byte("octets"), time.Hour)
+	m.Key = insert.ContentKey(user, m.Sender, m.MessageID, []byte("octets"), time.Hour)
 	m.Charges = []quota.Limit{{Scope: quota.User, Subject: quota.ID(user), Kind: quota.Messages, Window: time.Hour, Max: 1000},
 		{Scope: quota.User, Subject: quota.ID(user), Kind: quota.Recipients, Window: time.Hour, Max: 1000}}
 	return m
@@ -116,11 +117,13 @@ func TestDuplicate(t *testing.T) {
 			{"another case of the local part", func(*Message) {}, []string{"A@example.net"}, "stored 1"},
 			{"another user", func(m *Message) { m.UserID, m.Key, m.Charges = 2, again(2).Key, again(2).Charges }, []string{"a@example.net"}, "stored 1"},
 			{"another sender", func(m *Message) {
-				m.Key = ContentKey(1, address("other@example.com"), m.MessageID, []byte("octets"), time.Hour)
+				m.Key = insert.ContentKey(1, address("other@example.com"), m.MessageID, []byte("octets"), time.Hour)
 			}, []string{"a@example.net"}, "stored 1"},
-			{"another Message-ID", func(m *Message) { m.Key = ContentKey(1, m.Sender, "<n@example.com>", []byte("octets"), time.Hour) }, []string{"a@example.net"}, "stored 1"},
-			{"other content", func(m *Message) { m.Key = ContentKey(1, m.Sender, m.MessageID, []byte("others"), time.Hour) }, []string{"a@example.net"}, "stored 1"},
-			{"no key", func(m *Message) { m.Key = Key{} }, []string{"a@example.net"}, "stored 1"},
+			{"another Message-ID", func(m *Message) {
+				m.Key = insert.ContentKey(1, m.Sender, "<n@example.com>", []byte("octets"), time.Hour)
+			}, []string{"a@example.net"}, "stored 1"},
+			{"other content", func(m *Message) { m.Key = insert.ContentKey(1, m.Sender, m.MessageID, []byte("others"), time.Hour) }, []string{"a@example.net"}, "stored 1"},
+			{"no key", func(m *Message) { m.Key = insert.Key{} }, []string{"a@example.net"}, "stored 1"},
 		} {
 			m := again(1)
 			c.change(&m)
@@ -248,7 +251,7 @@ func TestDuplicateAtTheSameMoment(t *testing.T) {
 		if round%10 == 9 && round < 100 {
 			body = content.New(make([]byte, 2<<20))
 		}
-		m.Key = ContentKey(1, m.Sender, m.MessageID, fmt.Append(nil, round), time.Hour)
+		m.Key = insert.ContentKey(1, m.Sender, m.MessageID, fmt.Append(nil, round), time.Hour)
 		var wg sync.WaitGroup
 		got := make([]Accepted, 6)
 		for i := range got {
@@ -298,7 +301,7 @@ func TestEqualOnesInOneGroup(t *testing.T) {
 	for _, to := range [][]string{{"a@example.net"}, {"a@example.net"}, {"b@example.net"}, {"c@example.net", "b@example.net"}, {"c@example.net"}} {
 		m := again(1)
 		j := &submittal{m: m, rcpts: rcpts(to...), done: make(chan result, 1)}
-		j.keys = m.Key.each(j.rcpts)
+		j.keys = m.Key.Each(j.rcpts)
 		mail = append(mail, j)
 	}
 	list := append([]*submittal{}, mail...)
@@ -451,14 +454,14 @@ func TestKeyInAnothersHand(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer func() { _ = tx.Rollback(context.Background()) }()
-			if _, err := tx.Exec(ctxOf(t), c.hold, first.Key.each(rcpts("a@example.net"))[0].key); err != nil {
+			if _, err := tx.Exec(ctxOf(t), c.hold, first.Key.Each(rcpts("a@example.net"))[0].Key); err != nil {
 				t.Fatal(err)
 			}
 			mail := []*submittal{}
 			for i, to := range []string{"c@example.net", "a@example.net", "d@example.net", "e@example.net"} {
 				m := limitless(int64(1 + i/3))
 				j := &submittal{m: m, rcpts: rcpts(to), body: text, epoch: q.epochs.valid(), until: time.Now().Add(patience), done: make(chan result, 1)}
-				j.keys = m.Key.each(j.rcpts)
+				j.keys = m.Key.Each(j.rcpts)
 				q.inHand.add(m.ID, 1)
 				mail = append(mail, j)
 			}
@@ -467,8 +470,8 @@ func TestKeyInAnothersHand(t *testing.T) {
 			com.commit(mail)
 			for i, j := range mail {
 				r := <-j.done
-				if (r.err != nil) != (i == 1) {
-					t.Errorf("message %d: %v", i, r.err)
+				if (r.Err != nil) != (i == 1) {
+					t.Errorf("message %d: %v", i, r.Err)
 				}
 			}
 			_ = tx.Rollback(ctxOf(t))
@@ -485,7 +488,7 @@ func TestClientKey(t *testing.T) {
 		q := start(t, calmConfig(db))
 		with := func(octets string) Message {
 			m := again(1)
-			m.Key = ClientKey(1, "order-1", m.Sender, []byte(octets), 24*time.Hour)
+			m.Key = insert.ClientKey(1, "order-1", m.Sender, []byte(octets), 24*time.Hour)
 			return m
 		}
 		first := with("one")
@@ -501,7 +504,7 @@ func TestClientKey(t *testing.T) {
 		isText(t, submitted(q.Enqueue(ctxOf(t), with("two"), rcpts("d@example.net"), content.New(bytes.Repeat([]byte("x"), 2<<20)), true)), refusal)
 		isText(t, state(t, db), "2/2/3 messages, "+ifLimited(again(1), "2/2")+" charged, 2 told")
 		m := with("two")
-		m.UserID, m.Key = 2, ClientKey(2, "order-1", m.Sender, []byte("two"), time.Hour)
+		m.UserID, m.Key = 2, insert.ClientKey(2, "order-1", m.Sender, []byte("two"), time.Hour)
 		isText(t, submit(t, q, m, "a@example.net"), "stored 1")
 		// Once nothing of the first is delivered its key is free.
 		q.Settle(outcome(a.Delivery, 0, Failed))
@@ -550,7 +553,7 @@ func TestKeysComeFirst(t *testing.T) {
 		exec(t, db, `create trigger see before insert on `+table+` for each row execute function see()`)
 	}
 	m := message()
-	m.Key = ContentKey(1, m.Sender, m.MessageID, m.ID[:], time.Hour)
+	m.Key = insert.ContentKey(1, m.Sender, m.MessageID, m.ID[:], time.Hour)
 	if _, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net", "b@example.net", "c@example.net", "d@example.net"), content.New([]byte("x")), true); err != nil {
 		t.Fatal(err)
 	}
@@ -577,7 +580,7 @@ func TestTableLocked(t *testing.T) {
 	for _, size := range []int{10, 10, 10, smallBody + 1} {
 		all.Go(func() {
 			m := message()
-			m.Key = ContentKey(1, m.Sender, m.MessageID, m.ID[:], time.Hour)
+			m.Key = insert.ContentKey(1, m.Sender, m.MessageID, m.ID[:], time.Hour)
 			if _, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), content.New(make([]byte, size)), true); err != nil {
 				t.Errorf("%d octets: %v", size, err)
 			}

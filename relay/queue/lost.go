@@ -12,23 +12,13 @@ import (
 
 var sqlLostNotices = texts.Bind("lost_notices", "rows")
 
-// Loss is how a notice ended undelivered. Its sender is the null path, so there is no notice
-// about it: an admin has to be told.
-type Loss string
-
-const (
-	LossFailed    Loss = "failed"    // it was refused for good
-	LossExpired   Loss = "expired"   // its lifetime is over
-	LossCancelled Loss = "cancelled" // an operator cancelled it
-)
-
 // LostNotice is a notice that was lost: the sender of some mail was not told what became of
-// it.
+// it. Its own sender is the null path, so there is no notice about it: an admin has to be told.
 type LostNotice struct {
 	ID    ID // of the notice
 	About ID // the message that it was about
 	Kind  NoticeKind
-	Loss  Loss
+	Loss  string // how it ended: "failed", "expired" or "cancelled" by an operator
 	To    smtp.Address
 	Reply smtp.Reply // the last that it got; zero when it got none
 }

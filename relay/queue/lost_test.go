@@ -59,21 +59,21 @@ func TestP03LostNoticeIsTold(t *testing.T) {
 	}{
 		"delivered": {func(_ *testing.T, _ *pgtest.DB, q *Queue, d *Delivery) { q.Settle(outcome(d, 0, Delivered)) }, nil},
 		"refused": {func(_ *testing.T, _ *pgtest.DB, q *Queue, d *Delivery) { q.Settle(outcome(d, 0, Failed)) },
-			&LostNotice{Loss: LossFailed, Reply: smtp.Permanent(550, 1, 1, "no such user")}},
+			&LostNotice{Loss: "failed", Reply: smtp.Permanent(550, 1, 1, "no such user")}},
 		"deferred too late": {func(t *testing.T, db *pgtest.DB, q *Queue, d *Delivery) {
 			exec(t, db, `update recipient set expires_at = now() where message_id = $1`, d.Message.ID)
 			q.Settle(outcome(d, 0, Deferred))
-		}, &LostNotice{Loss: LossExpired, Reply: smtp.Temporary(450, 2, 1, "later")}},
+		}, &LostNotice{Loss: "expired", Reply: smtp.Temporary(450, 2, 1, "later")}},
 		"expired while it waited": {func(t *testing.T, db *pgtest.DB, q *Queue, d *Delivery) {
 			q.Settle(outcome(d, 0, Deferred))
 			becomes(t, db, d.Message.ID, "0 waiting")
 			expire(t, db, q, d.Message.ID)
-		}, &LostNotice{Loss: LossExpired, Reply: smtp.Temporary(450, 2, 1, "later")}},
+		}, &LostNotice{Loss: "expired", Reply: smtp.Temporary(450, 2, 1, "later")}},
 		"expired before it was tried": {func(t *testing.T, db *pgtest.DB, q *Queue, d *Delivery) {
 			q.Release(d, []int{0}, 0)
 			becomes(t, db, d.Message.ID, "0 waiting")
 			expire(t, db, q, d.Message.ID)
-		}, &LostNotice{Loss: LossExpired, Reply: smtp.Temporary(451, 4, 7, "Delivery time expired after 120h0m0s")}},
+		}, &LostNotice{Loss: "expired", Reply: smtp.Temporary(451, 4, 7, "Delivery time expired after 120h0m0s")}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -140,7 +140,7 @@ func TestP03LossInDoubt(t *testing.T) {
 			d = claimAll(t, b, all)[0]
 			b.Settle(outcome(d, 0, Failed))
 			eventually(t, "it is settled", func() bool { return !b.inHand.has(d.Message.ID) })
-			if got := losses(t, b); len(got) != 1 || got[0].Loss != LossFailed {
+			if got := losses(t, b); len(got) != 1 || got[0].Loss != "failed" {
 				t.Errorf("told %+v", got)
 			}
 		})

@@ -101,14 +101,13 @@ func (m *model) settle(rt *rapid.T) {
 	for _, r := range d.Recipients {
 		row := &m.rows[d.Message.ID][r.N]
 		o := outcome(d, r.N, rapid.SampledFrom([]Result{Delivered, Deferred, Failed}).Draw(rt, "result"))
-		tell := tells(d.Message.Sender, row.notify)
 		row.state = "gone"
 		switch {
 		case o.Result == Deferred:
 			row.state = "waiting"
-		case o.Result == Failed && tell&tellFailure != 0:
+		case o.Result == Failed && (row.notify == 0 || row.notify == smtp.NotifyFailure):
 			row.state = "failed"
-		case o.Result == Delivered && tell&tellSuccess != 0:
+		case o.Result == Delivered && row.notify == smtp.NotifySuccess:
 			row.state = "delivered"
 		}
 		m.q.Settle(o)

@@ -13,6 +13,7 @@ import (
 
 	"postern/internal/pg"
 	"postern/relay/queue/content"
+	"postern/relay/queue/insert"
 	"postern/relay/smtp"
 )
 
@@ -396,12 +397,12 @@ func (ns *notices) markTold(ctx context.Context, tx pgx.Tx, n *Notice, by *ID) e
 
 // insert inserts the notice message; its recipient is born waiting.
 func (ns *notices) insert(ctx context.Context, conn *pgx.Conn, j *submittal) error {
-	var g group
-	g.add(j, true)
-	if err := g.addBody(j); err != nil {
+	var g insert.Group
+	g.Add(&j.m, j.rcpts, nil, false)
+	if err := g.AddBody(j.m.ID, j.body); err != nil {
 		return err
 	}
-	if err := g.exec(ctx, conn, ns.q, []*submittal{j}, false); err != nil {
+	if err := ns.q.insert(ctx, conn, &g, j.epoch, false); err != nil {
 		return err
 	}
 	_, err := conn.Exec(ctx, sqlDisown, j.m.ID, j.epoch)

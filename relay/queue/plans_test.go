@@ -4,30 +4,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/jackc/pgx/v5"
-
+	"postern/internal/pg"
 	"postern/internal/pgtest"
 )
-
-// genericPlan is how a statement is run whatever its arguments are.
-func genericPlan(t *testing.T, db *pgtest.DB, sql string) string {
-	t.Helper()
-	conn := working(t, db)
-	description, err := conn.Prepare(ctxOf(t), "it", sql)
-	if err != nil {
-		t.Fatal(err)
-	}
-	nulls := strings.TrimSuffix(strings.Repeat("null,", len(description.ParamOIDs)), ",")
-	rows, err := conn.Query(ctxOf(t), `explain execute it(`+nulls+`)`, pgx.QueryExecModeSimpleProtocol)
-	if err != nil {
-		t.Fatal(err)
-	}
-	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.Join(lines, "\n")
-}
 
 // Statistics are of earlier: they say that nothing is due when a million rows are, or
 // that nothing waits. Claims find their rows by the same indexes all the same; what is
@@ -47,7 +26,7 @@ func TestClaimPlansOfOldStatistics(t *testing.T) {
 			exec(t, db, before)
 			exec(t, db, `vacuum analyze`)
 			for _, c := range []struct{ sql, first string }{{sqlClaim, "recipient_domain"}, {sqlClaimNotices, "recipient_notice"}} {
-				plan := genericPlan(t, db, c.sql)
+				plan := pgtest.GenericPlan(t, db, pg.TuneWork, c.sql)
 				if n, of := strings.Count(plan, " using "+c.first+" "), strings.Count(plan, " on recipient"); n != 1 ||
 					strings.Count(plan, " using recipient_pkey ") != 2 || of != 4 { // the update itself is the fourth
 					t.Errorf("%d by %s, of %d:\n%s", n, c.first, of, plan)

@@ -97,8 +97,8 @@ func TestP01NeedsAreKept(t *testing.T) {
 		func(m *Message) { m.EightBit = true },
 		func(m *Message) { m.EightBit, m.BodyType = true, smtp.Body8BitMIME },
 		func(m *Message) { m.BodyHash = bytes.Repeat([]byte{0, 1, 2, 255}, 8) },
-		func(m *Message) { m.TLSNeed = TLSRequired },
-		func(m *Message) { m.TLSNeed = TLSOptional },
+		func(m *Message) { m.TLSNeed = smtp.TLSRequired },
+		func(m *Message) { m.TLSNeed = smtp.TLSOptional },
 	} {
 		want := message()
 		change(&want)
@@ -372,7 +372,7 @@ func TestNeedsOfAGroup(t *testing.T) {
 			m.BodyHash = bytes.Repeat([]byte{byte(n + 1)}, 32)
 		}
 		if n%3 == 0 {
-			m.TLSNeed = TLSRequired
+			m.TLSNeed = smtp.TLSRequired
 		}
 		want[m.ID] = m
 		done.Go(func() {

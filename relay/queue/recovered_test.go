@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"postern/internal/pg"
 	"postern/internal/pgtest"
 )
 
@@ -98,7 +99,7 @@ func TestR2RecoveredPlan(t *testing.T) {
 	exec(t, db, pgtest.LoadBacklog, 1, 2000, backlogDomains)
 	exec(t, db, `vacuum analyze`)
 	for sql, index := range map[string]string{sqlRecovered: "recipient_way", sqlOneDue: "recipient_waits"} {
-		plan := genericPlan(t, db, sql)
+		plan := pgtest.GenericPlan(t, db, pg.TuneWork, sql)
 		if !strings.Contains(plan, index) || strings.Contains(plan, "Seq Scan") || index == "recipient_way" && strings.Contains(plan, "Sort") {
 			t.Errorf("plan:\n%s", plan)
 		}

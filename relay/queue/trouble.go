@@ -9,6 +9,7 @@ import (
 
 	"postern/internal/pg"
 	"postern/policy/quota"
+	"postern/relay/queue/insert"
 	"postern/relay/queue/reserve"
 	"postern/relay/smtp"
 )
@@ -22,7 +23,7 @@ var (
 // troubleReply is the reply to a client whose message could not be accepted because of err. It is
 // 4yz unless the client is at fault: our trouble says nothing about the message.
 func troubleReply(err error) smtp.Reply {
-	if other := (*OtherContent)(nil); errors.As(err, &other) {
+	if other := (*insert.OtherContent)(nil); errors.As(err, &other) {
 		return smtp.Permanent(554, 6, 0, "The idempotency key was used for other content, queued as "+other.First.String()+"; use a new key for each message")
 	}
 	var over *quota.Over

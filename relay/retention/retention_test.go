@@ -180,8 +180,9 @@ func TestForgetOthers(t *testing.T) {
 			select u, c, '', '', now() - interval '1 hour' from (values (1, 0), (1, 7), (1, 8), (1, 9), (2, 9)) h(u, c)`,
 		`insert into node (name, expires_at, reaped_at) select 'old', now(), now() - h * interval '31 minutes' from generate_series(0, 5) h`,
 		`insert into activity (user_id, hour) select u, now() - d * interval '1 day' from generate_series(1, 200) u, generate_series(0, 19) d`,
-		`insert into duplicate (key, message_id, until, n) select gen_random_uuid(), gen_random_uuid(), now() + (n % 3 - 1.5) * interval '1 minute', 0 from generate_series(1, 30000) n`,
-		`insert into correspondent (user_id, recipient, seen_on) select 1, sha256(n::text::bytea), current_date - n from generate_series(1, 500) n`,
+		`insert into duplicate (key, message_id, until, n) select gen_random_uuid(), gen_random_uuid(), now() + (n % 3 - 1.5) * interval '1 hour', 0 from generate_series(1, 30000) n`,
+		`insert into correspondent (user_id, recipient, seen_on) select 1, sha256(n::text::bytea), current_date - n from generate_series(1, 500) n
+			where n <> 395`, // which would go if a day began meanwhile
 		`insert into usage_window (scope, subject, kind, window_s, at, n)
 			select 'user', s, 'messages', 3600, array[floor(extract(epoch from now()) / 60)::bigint - case when s % 2 = 0 then 0 else 500 end], array[1] from generate_series(1, 3000) s`,
 	} {
@@ -196,15 +197,14 @@ func TestForgetOthers(t *testing.T) {
 	}
 	for sql, want := range map[string]int{
 		`select count(*) from hold where (user_id, credential_id) in ((1, 0), (1, 9))`: 2,
-		`select count(*) from hold`:                                             2,
-		`select count(*) from node where name = 'old'`:                          2,
-		`select count(*) from activity`:                                         200 * 14,
-		`select count(*) from duplicate`:                                        10000,
-		`select count(*) from correspondent`:                                    395,
-		`select count(*) from usage_window`:                                     1500,
-		`select count(*) from usage_window where subject::int % 2 = 0`:          1500,
-		`select count(*) from recipient`:                                        2,
-		`select count(*) from correspondent where current_date - seen_on = 395`: 1,
+		`select count(*) from hold`:                                    2,
+		`select count(*) from node where name = 'old'`:                 2,
+		`select count(*) from activity`:                                200 * 14,
+		`select count(*) from duplicate`:                               10000,
+		`select count(*) from correspondent`:                           394,
+		`select count(*) from usage_window`:                            1500,
+		`select count(*) from usage_window where subject::int % 2 = 0`: 1500,
+		`select count(*) from recipient`:                               2,
 	} {
 		if got := queuetest.Count(t, db, sql); got != want {
 			t.Errorf("%s: %d, want %d", sql, got, want)

@@ -40,6 +40,15 @@ const (
 	NotifyDelay
 )
 
+// TLSNeed is what a message wants of TLS on its way (RFC 8689); "" leaves it to the hosts.
+type TLSNeed string
+
+// The needs of TLS.
+const (
+	TLSRequired TLSNeed = "required" // REQUIRETLS: verified TLS at each hop, else no delivery
+	TLSOptional TLSNeed = "optional" // TLS-Required: No: delivery, whatever a domain demands
+)
+
 // MailCommand is what MAIL FROM said.
 type MailCommand struct {
 	From  Address

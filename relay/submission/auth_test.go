@@ -318,12 +318,12 @@ func TestTLSNeed(t *testing.T) {
 	c := ts.login(t)
 	for i, tt := range []struct {
 		params, field string
-		want          queue.TLSNeed
+		want          smtp.TLSNeed
 	}{
 		{"", "", ""},
-		{" REQUIRETLS", "", queue.TLSRequired},
-		{"", "TLS-Required: No\r\n", queue.TLSOptional},
-		{" REQUIRETLS", "TLS-Required: No\r\n", queue.TLSRequired},
+		{" REQUIRETLS", "", smtp.TLSRequired},
+		{"", "TLS-Required: No\r\n", smtp.TLSOptional},
+		{" REQUIRETLS", "TLS-Required: No\r\n", smtp.TLSRequired},
 	} {
 		c.cmd(250, "MAIL FROM:<alice@example.com>"+tt.params)
 		c.cmd(250, "RCPT TO:<bob@example.net>")

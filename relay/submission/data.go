@@ -16,6 +16,7 @@ import (
 	"postern/relay/maillog"
 	"postern/relay/message"
 	"postern/relay/queue"
+	"postern/relay/queue/insert"
 	"postern/relay/smtp"
 )
 
@@ -162,7 +163,7 @@ func (s *session) commit(id queue.ID, now time.Time, b *body, facts *message.Fac
 		s.server.spent.note(over, time.Now())
 		return s.refuseMessage(id, refusedBy(policy.OverLimit(over, time.Now())))
 	}
-	if other := (*queue.OtherContent)(nil); errors.As(err, &other) {
+	if other := (*insert.OtherContent)(nil); errors.As(err, &other) {
 		return s.refuseMessage(id, err)
 	}
 	if err != nil {
@@ -217,14 +218,14 @@ func (s *session) window() time.Duration {
 const clientKeyWindow = 24 * time.Hour
 
 // key is by what copies of the message are recognised.
-func (s *session) key(b *body, facts *message.Facts) queue.Key {
+func (s *session) key(b *body, facts *message.Facts) insert.Key {
 	switch from := s.tx.mail.From; {
 	case facts.Key != "":
-		return queue.ClientKey(s.identity.UserID, facts.Key, from, b.octets, clientKeyWindow)
+		return insert.ClientKey(s.identity.UserID, facts.Key, from, b.octets, clientKeyWindow)
 	case b.octets != nil:
-		return queue.ContentKey(s.identity.UserID, from, facts.MessageID, b.octets, s.window())
+		return insert.ContentKey(s.identity.UserID, from, facts.MessageID, b.octets, s.window())
 	}
-	return queue.Key{}
+	return insert.Key{}
 }
 
 // removed names, as the log does, the lines removed before the header.
@@ -254,9 +255,9 @@ func (s *session) message(id queue.ID, now time.Time, b *body, facts *message.Fa
 	}
 	switch {
 	case mail.RequireTLS: // which counts more than the field (RFC 8689 section 4.1)
-		m.TLSNeed = queue.TLSRequired
+		m.TLSNeed = smtp.TLSRequired
 	case facts.TLSOptional:
-		m.TLSNeed = queue.TLSOptional
+		m.TLSNeed = smtp.TLSOptional
 	}
 	if what := removed(facts); what != "" {
 		m.Rule += "; removed " + what // for the trace, as the log has it

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"postern/relay/queue"
+	"postern/relay/queue/insert"
 	"postern/relay/smtp"
 )
 
@@ -43,12 +44,12 @@ func TestDuplicateKey(t *testing.T) {
 		}
 	}
 	for _, text := range []string{"From: alice@example.com\r\n", "Message-ID:\r\nFrom: alice@example.com\r\n"} {
-		if got := sendIt(t, c, ts, text).Key; got != (queue.Key{}) {
+		if got := sendIt(t, c, ts, text).Key; got != (insert.Key{}) {
 			t.Errorf("%q: key %+v", text, got)
 		}
 	}
 	// A key of the client's own stands for the content, and needs no Message-ID.
-	with := func(key, rest string) queue.Key {
+	with := func(key, rest string) insert.Key {
 		return sendIt(t, c, ts, "X-Postern-Idempotency-Key: "+key+"\r\nFrom: alice@example.com\r\n"+rest).Key
 	}
 	a := with("a", "")
@@ -122,7 +123,7 @@ func TestDuplicateReply(t *testing.T) {
 	}
 	ts := startServer(t)
 	ts.queue.refuse = func(int, queue.Message) error {
-		other := &queue.OtherContent{First: first}
+		other := &insert.OtherContent{First: first}
 		return &smtp.Error{Reply: smtp.Permanent(554, 6, 0, other.Error()), Err: errors.Join(other)}
 	}
 	c := ts.login(t)

@@ -9,24 +9,25 @@ where w.state = 'active' and (w.owner = @owner and w.lease_until < clock_timesta
 	or w.id in (select id from free) and (w.owner is null or w.lease_until < clock_timestamp()))
 
 -- name: leased
--- The webhooks that a process may send for.
+-- The webhooks that a process may send for, each with whether an event waits whose time has come: the
+-- first by the index says so, however many wait.
 select id, coalesce(user_id, 0), name, url, kinds, at_once, secret, coalesce(old_until > clock_timestamp(), false),
-	exists (select from webhook_retry r where r.webhook_id = w.id and r.next_at <= clock_timestamp())
+	coalesce((select r.next_at <= clock_timestamp() from webhook_retry r where r.webhook_id = w.id order by r.next_at limit 1), false)
 from webhook w where owner = @owner and state = 'active' and lease_until > clock_timestamp()
 
 -- name: release
 update webhook set owner = null, lease_until = null where owner = @owner
 
 -- name: look
--- A process asks before it sends: for the place, how long nothing is to be sent, and whether
--- there is no room for further retries.
-select cursor, lenient, failures, greatest(coalesce(extract(epoch from wait_until - clock_timestamp()), 0), 0)::float8,
-	exists (select from webhook_retry r where r.webhook_id = w.id offset @most)
+-- A process asks before it sends: for the place, and how long nothing is to be sent.
+select cursor, lenient, failures, greatest(coalesce(extract(epoch from wait_until - clock_timestamp()), 0), 0)::float8
 from webhook w where id = @id and owner = @owner and state = 'active'
 
 -- name: due
+-- An index finds what is earlier than now(). It does not for clock_timestamp(), which may change while a
+-- statement runs: all that waits would be read.
 select event_id, kind, body, tries from webhook_retry
-where webhook_id = @id and next_at <= clock_timestamp() order by next_at limit @most
+where webhook_id = @id and next_at <= now() order by next_at limit @most
 
 -- name: settle
 -- Writes what became of tries, unless another process sends for the webhook now. An admin may have

@@ -178,6 +178,25 @@ func TestRetriesAreBounded(t *testing.T) {
 	until(t, "it is sent them", func() bool { return len(r.ids("/")) == 3 })
 }
 
+// The questions that are asked each second read little, however many webhooks there are and events wait.
+func TestQuestionsAreCheap(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	owner := uuid.New()
+	b.exec(`insert into webhook (name, url, at_once, cursor, secret, owner, lease_until)
+		select 'w' || n, 'https://example.com/', 1, '', '', $1, now() + interval '1 hour' from generate_series(1, $2) n`, owner, Most)
+	b.exec(`insert into webhook_retry (webhook_id, event_id, tries, next_at, kind, body)
+		select w.id, gen_random_uuid(), 1, now() + interval '1 day' * n, 'accepted', repeat('x', 500) from webhook w, generate_series(1, 1000) n`)
+	b.exec(`vacuum analyze webhook_retry`)
+	conn, err := b.db.Pool.Acquire(t.Context())
+	must(t, err)
+	defer conn.Release()
+	pgtest.Cost(t, conn.Conn(), "leased", 5*Most, sqlLeased, owner)
+	id := int64(b.int(`select min(id) from webhook`))
+	pgtest.Cost(t, conn.Conn(), "look", 20, sqlLook, id, owner)
+	pgtest.Cost(t, conn.Conn(), "due", 20, sqlDue, id, batch)
+}
+
 // A webhook whose place retention has deleted says so, and goes on with what is left.
 func TestGoneByRetention(t *testing.T) {
 	t.Parallel()

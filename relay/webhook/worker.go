@@ -17,7 +17,7 @@ import (
 )
 
 var (
-	sqlLook   = texts.Bind("look", "id", "owner", "most")
+	sqlLook   = texts.Bind("look", "id", "owner")
 	sqlDue    = texts.Bind("due", "id", "most")
 	sqlSettle = texts.Bind("settle", "id", "owner", "cursor", "lenient", "place_at", "failures", "given_up", "wait", "reason")
 	sqlDone   = texts.Bind("done", "id", "events")
@@ -33,6 +33,7 @@ const (
 	batch       = 64               // events that are sent before what became of them is written
 	placeEvery  = 10 * time.Second // a place is written that moved over unwanted events
 	expireEvery = time.Minute
+	countEvery  = 10 * time.Second // what waits is counted: the rows of one webhook, at most MostRetries
 	grace       = 3 * time.Second
 	trouble     = 5 * time.Second // after an error of the database, or of this machine
 )
@@ -73,8 +74,10 @@ type worker struct {
 	seen     *feed.Cursor // the end of the feed when it was last read to its end
 	placed   time.Time    // when the place was last written
 	expired  time.Time
-	failing  bool // an error was logged
-	lost     bool // the lease is over
+	room     int       // how many more events may wait for another try
+	counted  time.Time // when that was counted
+	failing  bool      // an error was logged
+	lost     bool      // the lease is over
 }
 
 func (w *worker) over() bool {
@@ -145,10 +148,10 @@ func (w *worker) step(ctx context.Context) (again bool, err error) {
 	brief, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	var cursor string
-	var lenient, full bool
+	var lenient bool
 	var failures int
 	var wait float64
-	err = w.s.cfg.DB.QueryRow(brief, sqlLook, h.id, w.s.owner, MostRetries-batch).Scan(&cursor, &lenient, &failures, &wait, &full)
+	err = w.s.cfg.DB.QueryRow(brief, sqlLook, h.id, w.s.owner).Scan(&cursor, &lenient, &failures, &wait)
 	if errors.Is(err, pgx.ErrNoRows) {
 		w.lost = true
 		return false, nil
@@ -173,8 +176,11 @@ func (w *worker) step(ctx context.Context) (again bool, err error) {
 		most, atOnce = 1, 1
 	}
 	jobs, err := w.due(brief, h, most)
-	if err == nil && len(jobs) == 0 && !full {
-		jobs, err = w.fresh(ctx, h, most)
+	if err == nil && len(jobs) == 0 {
+		err = w.count(brief, h)
+		if err == nil && w.room >= batch {
+			jobs, err = w.fresh(ctx, h, most)
+		}
 	}
 	if err != nil || len(jobs) == 0 {
 		return false, err
@@ -240,6 +246,19 @@ func (w *worker) gaveUp(h *hook, n int) {
 	if n > 0 {
 		w.s.cfg.Log.Warn("webhook: events are given up; 'postern webhook replay' sends them again", "webhook", h.name, "events", n)
 	}
+}
+
+// count counts for how many more events there is room. In between, the worker reckons with what it writes.
+func (w *worker) count(ctx context.Context, h *hook) error {
+	if time.Since(w.counted) < countEvery {
+		return nil
+	}
+	var waiting int
+	if err := w.s.cfg.DB.QueryRow(ctx, sqlRoom, h.id).Scan(&waiting); err != nil {
+		return fmt.Errorf("count what waits: %w", err)
+	}
+	w.room, w.counted = MostRetries-waiting, time.Now()
+	return nil
 }
 
 // due are the retries whose time has come.
@@ -427,7 +446,10 @@ func (w *worker) settle(h *hook, list []tried, failures int) (again bool, err er
 		w.known, w.events, w.more, w.seen = false, nil, false, nil
 		return false, fmt.Errorf("write what became of events: %w", err)
 	}
-	if !list[0].retry {
+	if list[0].retry {
+		w.room += len(o.done)
+	} else {
+		w.room -= len(o.again)
 		w.at, w.atTime, w.events = at, atTime, w.events[len(list):]
 		w.placed = time.Now()
 	}

@@ -184,7 +184,7 @@ type NoticeEnd struct {
 	ID     queue.ID         `json:"id"`
 	About  queue.ID         `json:"about"` // the message that it is about
 	Kind   queue.NoticeKind `json:"kind"`
-	Lost   queue.Loss       `json:"lost,omitempty"` // "": it waits, or was delivered
+	Lost   string           `json:"lost,omitempty"` // "": it waits, or was delivered
 	LostAt *time.Time       `json:"lost_at,omitempty"`
 	To     string           `json:"to,omitempty"`    // when it was lost
 	Reply  string           `json:"reply,omitempty"` // when it was lost: the last that it got

@@ -10,6 +10,7 @@ import (
 	"postern/internal/queuetest"
 	"postern/relay/queue"
 	"postern/relay/queue/content"
+	"postern/relay/queue/insert"
 )
 
 // A recipient that a person has cancelled is no duplicate any more; one that is held, or that a
@@ -21,7 +22,7 @@ func TestDuplicatesOfOperatedMail(t *testing.T) {
 	a := NewAdmin(db.Pool).As("root")
 	send := func() (queue.Message, queue.Accepted) {
 		m := queuetest.Message()
-		m.Key = queue.ContentKey(m.UserID, m.Sender, "<1@example.com>", []byte("octets"), time.Hour)
+		m.Key = insert.ContentKey(m.UserID, m.Sender, "<1@example.com>", []byte("octets"), time.Hour)
 		m.Tags, m.Metadata = []string{`a"\,{}`, "null"}, `{"order":17}`
 		got, err := q.Enqueue(queuetest.Context(t), m, queuetest.Recipients("a@example.net", "b@example.net", "c@example.net"), content.New([]byte("x")), false)
 		if err != nil {

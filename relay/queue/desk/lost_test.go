@@ -25,14 +25,14 @@ func TestP03LostNoticeIsTraced(t *testing.T) {
 		"refused": {func(_ *testing.T, _ *pgtest.DB, q *queue.Queue, d *queue.Delivery) {
 			q.Settle(queuetest.Outcome(d, 0, queue.Failed))
 		},
-			&queue.LostNotice{Loss: queue.LossFailed, Reply: smtp.Permanent(550, 1, 1, "no such user")}},
+			&queue.LostNotice{Loss: "failed", Reply: smtp.Permanent(550, 1, 1, "no such user")}},
 		"cancelled": {func(t *testing.T, db *pgtest.DB, q *queue.Queue, d *queue.Delivery) {
 			q.Release(d, []int{0}, time.Hour)
 			queuetest.Becomes(t, db, d.Message.ID, "0 waiting")
 			if n, err := NewAdmin(db.Pool).As("root").Cancel(queuetest.Context(t), Filter{}, false); err != nil || n != 1 {
 				t.Fatal(n, err)
 			}
-		}, &queue.LostNotice{Loss: queue.LossCancelled}},
+		}, &queue.LostNotice{Loss: "cancelled"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

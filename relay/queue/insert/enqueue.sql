@@ -1,4 +1,4 @@
--- The statement of a group commit: one round trip, one implicit transaction (commit.go).
+-- The statement of a group commit: one round trip, one implicit transaction (group.go).
 -- Each array has an element for each message, each row of a body, each recipient, or each
 -- charge of the group. Recipients name their message by its number; what all of them would
 -- leave empty is null. Arrays become rows in a list of columns, not in from, where PostgreSQL would
