@@ -119,13 +119,16 @@ func (r *Resolver) readNone(reply *dns.Msg, q question, f found, ttl time.Durati
 	return f, nil
 }
 
+// maxWhy bounds a server's own words about a failure, in octets: they may be as long as the reply.
+const maxWhy = 200
+
 // refused is the error of a reply that is neither an answer nor a definite no.
 func refused(reply *dns.Msg) error {
 	text := dns.RcodeToString[reply.Rcode]
 	if opt := reply.IsEdns0(); opt != nil {
 		for _, option := range opt.Option {
 			if why, ok := option.(*dns.EDNS0_EDE); ok { // RFC 8914
-				words := []string{dns.ExtendedErrorCodeToString[why.InfoCode], why.ExtraText}
+				words := []string{dns.ExtendedErrorCodeToString[why.InfoCode], why.ExtraText[:min(len(why.ExtraText), maxWhy)]}
 				text += " (" + strings.Join(slices.DeleteFunc(words, func(s string) bool { return s == "" }), ": ") + ")"
 			}
 		}

@@ -60,20 +60,21 @@ type Resolver struct {
 	asked  chan struct{}
 	direct bool // one server is asked about its own zones
 
-	mu      sync.Mutex
-	of      []string // the servers that cache and flights are of
-	cache   *cache
-	flights map[question]*flight
-	proofs  map[string]*proof
-	emptied time.Time     // when forget last emptied cache and flights
-	proving chan struct{} // one at a time is asked for a proof
-	stats   Stats
+	mu       sync.Mutex
+	of       []string // the servers that cache and flights are of
+	cache    *cache
+	flights  map[question]*flight
+	proofs   map[string]*proof
+	troubles map[string]trouble // the last of each server that gave no proof
+	emptied  time.Time          // when forget last emptied cache and flights
+	proving  chan struct{}      // one at a time is asked for a proof
+	stats    Stats
 }
 
 // New makes a Resolver; it asks nothing yet.
 func New(cfg Config) *Resolver {
 	r := &Resolver{cfg: cfg, system: &system{path: resolvConf, hosts: hostsFile}, asked: make(chan struct{}, maxAsked), cache: newCache(),
-		flights: make(map[question]*flight), proofs: make(map[string]*proof), proving: make(chan struct{}, 1)}
+		flights: make(map[question]*flight), proofs: make(map[string]*proof), troubles: make(map[string]trouble), proving: make(chan struct{}, 1)}
 	if r.cfg.Log == nil {
 		r.cfg.Log = slog.New(slog.DiscardHandler)
 	}

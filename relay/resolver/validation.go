@@ -126,6 +126,7 @@ func (r *Resolver) prove(ctx context.Context, server string, within time.Duratio
 	if known := r.proof(server, within); known != nil {
 		return known.verdict()
 	}
+	came := time.Now()
 	select {
 	case r.proving <- struct{}{}:
 		defer func() { <-r.proving }()
@@ -135,13 +136,20 @@ func (r *Resolver) prove(ctx context.Context, server string, within time.Duratio
 	if known := r.proof(server, within); known != nil {
 		return known.verdict() // another has asked meanwhile
 	}
-	fault, err := r.examine(ctx, server)
-	if err != nil {
-		return Unproved, fmt.Errorf("it is not known whether the name server validates: %w", err)
+	if last := r.lastTrouble(server); last.at.After(came) {
+		return Unproved, last.err // for all that have waited: each would wait for the others
 	}
-	next := &proof{fault: fault, at: time.Now()}
+	fault, err := r.examine(ctx, server)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if err != nil {
+		err = fmt.Errorf("it is not known whether the name server validates: %w", err)
+		if ctx.Err() == nil {
+			r.troubles[server] = trouble{err, time.Now()}
+		}
+		return Unproved, err
+	}
+	next := &proof{fault: fault, at: time.Now()}
 	known := r.proofs[server]
 	r.proofs[server] = next
 	if known != nil && known.fault != nil && fault == nil {
@@ -172,6 +180,18 @@ func (r *Resolver) proof(server string, within time.Duration) *proof {
 		return nil
 	}
 	return known
+}
+
+// trouble is why a server could not be examined.
+type trouble struct {
+	err error
+	at  time.Time
+}
+
+func (r *Resolver) lastTrouble(server string) trouble {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.troubles[server]
 }
 
 // examine asks a server for the root zone, which it must have validated, and for Bogus. The first

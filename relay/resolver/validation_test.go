@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -80,6 +81,31 @@ func TestNoProofIsTemporary(t *testing.T) {
 	if a, err := r.Lookup(t.Context(), "one.test", dns.TypeA); err != nil || !a.Secure {
 		t.Errorf("%+v, %v", a, err)
 	}
+}
+
+// All that wait for the proof of a server which keeps its root zone to itself wait as long as one: not
+// one after the other.
+func TestNoProofForAll(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var z dnstest.Zones
+		z.AddHost("one.test", "127.0.0.1")
+		z.Sign("one.test")
+		z.Stall(".")
+		r, began := z.Resolver(), time.Now()
+		var all sync.WaitGroup
+		for range 10 {
+			all.Go(func() {
+				if a, err := r.Lookup(t.Context(), "one.test", dns.TypeA); err == nil || errors.Is(err, resolver.ErrNone) {
+					t.Errorf("%+v, %v", a, err)
+				}
+			})
+		}
+		all.Wait()
+		if took := time.Since(began); took > 10*time.Second {
+			t.Errorf("the last of them waited %v", took)
+		}
+	})
 }
 
 // The log names a server that stops validating within a minute, without any mail, and once; answers in

@@ -274,3 +274,19 @@ func TestAuthorities(t *testing.T) {
 		}
 	}
 }
+
+// A server's own words about a failure (RFC 8914) are told, and not all of a whole reply of them.
+func TestExtendedErrors(t *testing.T) {
+	t.Parallel()
+	r := dnstest.By(func(_ context.Context, _ string, query *dns.Msg) (*dns.Msg, error) {
+		reply := new(dns.Msg).SetRcode(query, dns.RcodeServerFailure)
+		reply.SetEdns0(1232, true)
+		why := &dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeDNSBogus, ExtraText: "its key is gone" + strings.Repeat(".", 60_000)}
+		reply.IsEdns0().Option = append(reply.IsEdns0().Option, why)
+		return reply, nil
+	})
+	_, err := r.Lookup(t.Context(), "one.test", dns.TypeA)
+	if err == nil || !strings.Contains(err.Error(), "SERVFAIL (DNSSEC Bogus: its key is gone...") || len(err.Error()) > 400 {
+		t.Errorf("%.500v", err)
+	}
+}

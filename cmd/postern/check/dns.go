@@ -22,6 +22,8 @@ var dnsKinds = []kind{
 		"run a validating server such as unbound on this machine, and name it in servers of [dns]"},
 	{"dns.dnssec-untrusted", health.Info, "Name servers elsewhere are not trusted for DNSSEC, so DANE is off.",
 		"run a validating server such as unbound on this machine; or set trusted in [dns] if nobody can change what they answer"},
+	{"dns.dnssec-mixed", health.Warning, "A name server elsewhere is asked beside one that validates DNSSEC, so DANE is off.",
+		"remove it from /etc/resolv.conf or from servers in [dns]; or set trusted in [dns] if nobody can change what it answers, and it validates"},
 	{"dns.hostname", health.OK, "", ""},
 	{"dns.hostname-none", health.Failed, "The hostname is not in DNS; servers refuse mail from such an EHLO name.",
 		"add A and AAAA records for it, or correct hostname"},
@@ -97,15 +99,22 @@ func (c *checkup) lookAtDNS(ctx context.Context, r *report) {
 func (c *checkup) validation(ctx context.Context, r *report) {
 	ctx, cancel := context.WithTimeout(ctx, questionsTime)
 	defer cancel()
-	for _, server := range c.dns.Servers() {
-		subject := "name server " + server
-		switch v, err := c.dns.Validation(ctx, server); v {
+	untrusted, servers := "dns.dnssec-untrusted", c.dns.Servers()
+	found, faults := make([]resolver.Validation, len(servers)), make([]error, len(servers))
+	for i, server := range servers {
+		if found[i], faults[i] = c.dns.Validation(ctx, server); found[i] == resolver.Validates {
+			untrusted = "dns.dnssec-mixed"
+		}
+	}
+	for i, server := range servers {
+		subject, err := "name server "+server, faults[i]
+		switch found[i] {
 		case resolver.Validates:
 			r.add("dns.dnssec", subject, "it validates DNSSEC")
 		case resolver.Blind:
 			r.add("dns.dnssec-off", subject, "it does not validate DNSSEC (%v)", err)
 		case resolver.Untrusted:
-			r.add("dns.dnssec-untrusted", subject, "it is not on this machine")
+			r.add(untrusted, subject, "it is not on this machine")
 		default:
 			if inner := errors.Unwrap(err); inner != nil {
 				err = inner

@@ -42,6 +42,9 @@ func dnsFaults() []fault {
 		{"dns.dnssec-untrusted", "not on this machine", func(_ *testing.T, p *patient) {
 			p.c.dns = resolver.New(resolver.Config{Servers: []string{"192.0.2.53:53"}, Exchange: p.dns.Exchange})
 		}},
+		{"dns.dnssec-mixed", "not on this machine", func(_ *testing.T, p *patient) {
+			p.c.dns = resolver.New(resolver.Config{Servers: []string{"127.0.0.1:53", "192.0.2.53:53"}, Exchange: p.dns.Exchange})
+		}},
 		{"dns.server", "one.test:53 is away", func(_ *testing.T, p *patient) {
 			exchange := p.dns.Exchange
 			p.c.dns = resolver.New(resolver.Config{Servers: []string{"127.0.0.1:54", "127.0.0.1:53"}, Exchange: func(ctx context.Context, server string, query *dns.Msg) (*dns.Msg, error) {

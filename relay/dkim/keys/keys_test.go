@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -383,6 +384,13 @@ func TestWordsOfRecords(t *testing.T) {
 	l := judge(map[string]answer{"ns1.shop.test": {none: none}, "ns2.shop.test": {err: errors.New("a\nb")}})
 	if !strings.HasPrefix(l.found, `ns1.shop.test: v=\x1b[31mxx`) || len(l.found) > 700 || !strings.HasSuffix(l.found, `; ns2.shop.test does not answer: a\x0ab`) {
 		t.Errorf("%q", l.found)
+	}
+	many := map[string]answer{"ns1.shop.test": {}}
+	for i := range 100 {
+		many[fmt.Sprintf("ns%d.shop.test", 100+i)] = answer{none: none}
+	}
+	if l := judge(many); len(l.found) > 6000 || !strings.HasSuffix(l.found, "; and 92 more") {
+		t.Errorf("%d octets: %q", len(l.found), l.found)
 	}
 }
 

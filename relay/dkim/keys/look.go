@@ -27,6 +27,7 @@ const (
 	leaseTime = lookTime + 3*callTime // a look, and the write of its result
 	mostAlias = 4                     // zones that a record is an alias through
 	mostAsked = 16                    // servers that are asked about a record at a time
+	mostNamed = 8                     // servers whose fault is told
 )
 
 // errLost says that another node has the lease, or an admin has removed the domain.
@@ -151,8 +152,13 @@ func judge(answers map[string]answer) look {
 		_, why, _ := strings.Cut(wrong[0], ": ")
 		wrong = []string{"all name servers: " + why}
 	}
+	more := len(wrong) - mostNamed
+	wrong = wrong[:min(len(wrong), mostNamed)]
 	for i, w := range wrong { // it may quote the server
 		wrong[i] = maillog.Clean(w)
+	}
+	if more > 0 {
+		wrong = append(wrong, fmt.Sprintf("and %d more", more))
 	}
 	l := look{unknown, strings.Join(wrong, "; ")}
 	switch len(answers) {
