@@ -281,32 +281,10 @@ func (s *Store) Count(ctx context.Context, name string, c Choice) (n int, err er
 // Replay sends events again that a Choice chooses: they wait as retries. Errors: refusal.ErrNotFound,
 // refusal.ErrInvalid if there is no room for them.
 func (s *Store) Replay(ctx context.Context, name string, c Choice) (n int, err error) {
-	due, err := s.Count(ctx, name, c)
-	if err != nil || due == 0 {
-		return 0, err
-	}
-	detail := map[string]any{"events": due, "since": c.Since.UTC()}
-	err = s.change(ctx, audit.Deed{Action: "webhook replay", Object: name, Detail: detail}, func(ctx context.Context, tx pgx.Tx) error {
-		f, err := find(ctx, tx, name)
-		if err != nil {
-			return err
-		}
-		var waiting int
-		if err := tx.QueryRow(ctx, sqlRoom, f.id).Scan(&waiting); err != nil {
-			return err
-		}
-		if waiting+due > MostRetries {
-			return refusal.Invalid("%d events, while %d wait already: at most %d may wait, so choose fewer with --until or --kind", due, waiting, MostRetries)
-		}
-		return nil
-	})
-	if err != nil {
-		return 0, err
-	}
+	var of found
+	var ids []uuid.UUID
+	var kinds, bodies []string
 	err = s.chosen(ctx, name, c, func(f found, list []feed.Event) error {
-		list = list[:min(len(list), due-n)] // what came since it was counted is not asked for
-		var ids []uuid.UUID
-		var kinds, bodies []string
 		for i := range list {
 			body, err := encode(&list[i], f.userID != 0)
 			if err != nil {
@@ -314,13 +292,39 @@ func (s *Store) Replay(ctx context.Context, name string, c Choice) (n int, err e
 			}
 			ids, kinds, bodies = append(ids, list[i].ID), append(kinds, string(list[i].Kind)), append(bodies, body)
 		}
-		if _, err := s.DB.Exec(ctx, sqlReplay, f.id, ids, kinds, bodies); err != nil {
-			return fmt.Errorf("webhook replay: %w", err)
+		if len(ids) > MostRetries {
+			return refusal.Invalid("more than %d events: at most as many may wait, so choose fewer with --until or --kind", MostRetries)
 		}
-		n += len(list)
+		of = f
 		return nil
 	})
-	return n, err
+	if err != nil || len(ids) == 0 {
+		return 0, err
+	}
+	// The feed was read before, so that no transaction is open meanwhile.
+	detail := map[string]any{"events": len(ids), "since": c.Since.UTC()}
+	err = s.change(ctx, audit.Deed{Action: "webhook replay", Object: name, Detail: detail}, func(ctx context.Context, tx pgx.Tx) error {
+		f, err := find(ctx, tx, name)
+		if err != nil {
+			return err
+		}
+		if f.id != of.id {
+			return unknown(name)
+		}
+		var waiting int
+		if err := tx.QueryRow(ctx, sqlRoom, f.id).Scan(&waiting); err != nil {
+			return err
+		}
+		if waiting+len(ids) > MostRetries {
+			return refusal.Invalid("%d events, while %d wait already: at most %d may wait, so choose fewer with --until or --kind", len(ids), waiting, MostRetries)
+		}
+		_, err = tx.Exec(ctx, sqlReplay, f.id, ids, kinds, bodies)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return len(ids), nil
 }
 
 // chosen reads the feed in pages.

@@ -268,6 +268,14 @@ func TestReplay(t *testing.T) {
 	}
 	until(t, "all are sent", func() bool { return len(r.requests()) == 6 && len(r.ids("/")) == 5 })
 	must(t, b.store.Pause(t.Context(), "a"))
+	// The audit has what was done, and nothing else.
+	const deeds = `select count(*) from audit where action = 'webhook replay'`
+	before := b.int(deeds)
+	b.exec(`alter table webhook_retry add constraint full_disk check (false) not valid`)
+	if _, err := b.store.Replay(t.Context(), "a", choice); err == nil || b.int(deeds) != before {
+		t.Errorf("%v, and the audit has it", err)
+	}
+	b.exec(`alter table webhook_retry drop constraint full_disk`)
 	b.exec(`insert into webhook_retry (webhook_id, event_id, tries, next_at, kind, body)
 		select w.id, gen_random_uuid(), 1, now(), 'accepted', '{}' from webhook w, generate_series(1, $1)`, MostRetries-4)
 	if _, err := b.store.Replay(t.Context(), "a", choice); !errors.Is(err, refusal.ErrInvalid) {
