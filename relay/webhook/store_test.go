@@ -74,7 +74,7 @@ func TestOfUser(t *testing.T) {
 	r := newReceiver(t, nil)
 	b.exec(`insert into app_user (name) values ('alice@example.com'), ('bob@example.com')`)
 	alice := int64(b.int(`select id from app_user where name = 'alice@example.com'`))
-	n := New{Name: "a", URL: r.URL + "/", UserID: alice, AtOnce: 1}
+	n := New{Name: "a", URL: r.URL + "/", UserID: alice, Limits: Limits{Concurrency: 1}}
 	_, err := b.store.Add(t.Context(), n)
 	must(t, err)
 	b.happen(3, alice)
@@ -120,13 +120,13 @@ func TestAddRefuses(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.add("a", "https://example.com/")
-	for _, n := range []New{{Name: "A", AtOnce: 1}, {Name: "", AtOnce: 1}, {Name: "x", AtOnce: 0}, {Name: "x", AtOnce: MostAtOnce + 1}, {Name: "x", AtOnce: 1, Kinds: []feed.Kind{"nothing"}}} {
+	for _, n := range []New{{Name: "A", Limits: Limits{Concurrency: 1}}, {Name: "", Limits: Limits{Concurrency: 1}}, {Name: "x", Limits: Limits{Concurrency: 0}}, {Name: "x", Limits: Limits{Concurrency: MostConcurrency + 1}}, {Name: "x", Limits: Limits{Concurrency: 1, PerMinute: -1}}, {Name: "x", Limits: Limits{Concurrency: 1, PerMinute: MostPerMinute + 1}}, {Name: "x", Limits: Limits{Concurrency: 1}, Kinds: []feed.Kind{"nothing"}}} {
 		n.URL = "https://example.com/"
 		if _, err := b.store.Add(t.Context(), n); !errors.Is(err, refusal.ErrInvalid) {
 			t.Errorf("%+v: %v", n, err)
 		}
 	}
-	if _, err := b.store.Add(t.Context(), New{Name: "a", URL: "https://example.com/", AtOnce: 1}); !errors.Is(err, refusal.ErrExists) {
+	if _, err := b.store.Add(t.Context(), New{Name: "a", URL: "https://example.com/", Limits: Limits{Concurrency: 1}}); !errors.Is(err, refusal.ErrExists) {
 		t.Errorf("twice: %v", err)
 	}
 	for name, do := range map[string]error{

@@ -31,7 +31,11 @@ func (in *inspection) webhooks(ctx context.Context) error {
 			in.r.add("webhook.disabled", subject, "%s", w.Reason)
 		}
 		if behind := time.Duration(w.Behind) * time.Second; w.State == webhook.Active && behind > time.Hour {
-			in.r.add("webhook.behind", subject, "%s behind, %s in a row failed%s", behind, screen.Count(w.Failures, "request"), waits(w.Waiting))
+			why := fmt.Sprintf("%s in a row failed%s", screen.Count(w.Failures, "request"), waits(w.Waiting))
+			if w.FeedHeld != nil {
+				why += ", and a transaction holds back the feed: see feed.held"
+			}
+			in.r.add("webhook.behind", subject, "%s behind, %s", behind, why)
 		}
 		if w.GoneAt != nil && w.GoneUntil != nil && time.Since(*w.GoneAt) < 7*24*time.Hour {
 			in.r.add("webhook.gone", subject, "events until %s", screen.LocalTime(*w.GoneUntil))
