@@ -17,8 +17,8 @@ where @chosen
 
 -- name: change
 -- Carries out retry, hold, release or resend. A locked row is in use elsewhere. A release leaves out
--- mail that is held because it may have been delivered. What is to be sent again of a user on hold is
--- held by that, and its history says so.
+-- mail that is held because it may have been delivered. A hold of the user also holds mail that is to be sent
+-- again, and its history says so.
 with w as materialized (select r.message_id, r.n, r.local, r.domain, clock_timestamp() as at from recipient r
 	where @chosen
 	and r.owner is null and case @verb
