@@ -490,7 +490,7 @@ func (e *endpoint) attach(f *fire, name string) {
 	f.t.Helper()
 	e.mu.Lock() // requests wait
 	defer e.mu.Unlock()
-	said := f.rig.Postern("", "webhook", "add", e.url+"/"+name, "--all", "--name", name, "--at-once", e.atOnce(), "--config", f.nodes[0].ConfigFile())
+	said := f.rig.Postern("", "webhook", "add", e.url+"/"+name, "--all", "--name", name, "--concurrency", e.concurrency(), "--config", f.nodes[0].ConfigFile())
 	_, secret, _ := strings.Cut(said, "whsec_")
 	secret, _, _ = strings.Cut(secret, "\n")
 	library, err := standard.NewWebhook("whsec_" + secret)
@@ -500,8 +500,8 @@ func (e *endpoint) attach(f *fire, name string) {
 	e.library = library
 }
 
-// atOnce is how many requests it is sent concurrently: one, if it is to have no more than one.
-func (e *endpoint) atOnce() string {
+// concurrency is how many requests it is sent at the same time: one, if it is to have no more than one.
+func (e *endpoint) concurrency() string {
 	if e.gone {
 		return "1"
 	}

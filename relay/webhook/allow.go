@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"postern/internal/refusal"
 	"postern/internal/special"
@@ -16,6 +18,8 @@ import (
 
 // MaxURL bounds an endpoint's URL, in octets.
 const MaxURL = 1000
+
+const checkTime = 2 * time.Second // for the addresses of a name
 
 // Allow are the endpoints of the configuration file that need neither https nor a public address. The
 // zero Allow has none.
@@ -68,15 +72,47 @@ func (a Allow) Parse(text string) (*url.URL, error) {
 	}
 	if addr, err := netip.ParseAddr(u.Hostname()); err == nil && !a.host(u) {
 		if err := a.address(u, addr); err != nil {
-			return nil, refusal.Invalid("%s: %v", u.Host, err)
+			return nil, refuse(u, err)
 		}
 	}
 	return u, nil
 }
 
+func refuse(u *url.URL, err error) error {
+	return refusal.Invalid("%s: %v, as %q", u.Host, err, hostPort(u))
+}
+
+// Check reads the URL of an endpoint as Parse does, and refuses it also if its name has only addresses that are
+// not allowed. A name that has none, or for which nobody answers soon, is not refused. Errors: refusal.ErrInvalid.
+func (r Reach) Check(ctx context.Context, endpoint string) error {
+	u, err := r.Allow.Parse(endpoint)
+	if err != nil || r.Allow.host(u) {
+		return err
+	}
+	resolver := r.Resolver
+	if resolver == nil {
+		resolver = net.DefaultResolver
+	}
+	ctx, cancel := context.WithTimeout(ctx, checkTime)
+	defer cancel()
+	list, _ := resolver.LookupNetIP(ctx, "ip", u.Hostname())
+	for _, addr := range list {
+		if err = r.Allow.address(u, addr); err == nil {
+			return nil
+		}
+	}
+	if err != nil {
+		return refuse(u, err)
+	}
+	return nil
+}
+
 func (a Allow) host(u *url.URL) bool { return slices.Contains(a.hosts, hostPort(u)) }
 
-var errClear = errors.New("http is only for addresses in [webhooks] allow")
+var (
+	errInside = fmt.Errorf("%w: it needs an entry in [webhooks] allow", special.Err)
+	errClear  = errors.New("http needs an entry in [webhooks] allow")
+)
 
 // address says why an endpoint must not be at an address.
 func (a Allow) address(u *url.URL, addr netip.Addr) error {
@@ -85,7 +121,7 @@ func (a Allow) address(u *url.URL, addr netip.Addr) error {
 	case slices.ContainsFunc(a.networks, func(p netip.Prefix) bool { return p.Contains(plain) }):
 		return nil
 	case special.Is(addr):
-		return special.Err
+		return errInside
 	case u.Scheme == "http":
 		return errClear
 	}

@@ -150,6 +150,39 @@ func TestRebinding(t *testing.T) {
 	}
 }
 
+// An endpoint whose name leads inside is refused before it is asked, with the entry that it needs.
+func TestCheck(t *testing.T) {
+	t.Parallel()
+	zones := &dnstest.Zones{}
+	zones.AddHost("inside.test", "10.1.2.3")
+	zones.AddHost("outside.test", "8.8.8.8")
+	address := zones.Serve(t)
+	r := Reach{Resolver: &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, address)
+	}}}
+	for _, c := range []struct {
+		allow, url, want string
+	}{
+		{"", "https://inside.test/", `it needs an entry in [webhooks] allow, as "inside.test:443"`},
+		{"", "https://127.0.0.1:8443/", `it needs an entry in [webhooks] allow, as "127.0.0.1:8443"`},
+		{"", "https://outside.test/", ""},
+		{"", "https://nothing.test/", ""},
+		{"10.0.0.0/8", "https://inside.test/", ""},
+		{"inside.test:443", "https://inside.test/", ""},
+		{"inside.test:443", "https://inside.test:8443/", `as "inside.test:8443"`},
+		{"10.0.0.0/8", "http://outside.test/", `http needs an entry in [webhooks] allow, as "outside.test:80"`},
+	} {
+		r.Allow = Allow{}
+		if c.allow != "" {
+			r.Allow = allow(t, c.allow)
+		}
+		err := r.Check(t.Context(), c.url)
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s with %q: %v", c.url, c.allow, err)
+		}
+	}
+}
+
 // A redirect is not followed, wherever it leads.
 func TestRedirect(t *testing.T) {
 	t.Parallel()

@@ -8,7 +8,8 @@
 // webhook_retry, or was given up; each event is one request, with the same id and body at each try; no
 // transaction and no connection of the database is in use while an endpoint is waited for; an endpoint
 // has connections of its own, one time limit for a request with all that it takes, and no other waits for
-// it; no request goes to an address that is not public, unless the configuration file allows it.
+// it; its requests per minute are limited by whoever has the lease, who begins with a pause; no request goes
+// to an address that is not public, unless the configuration file allows it.
 //
 // Crash: what was sent and not yet settled is sent again. A process that lost its lease settles nothing.
 //

@@ -53,7 +53,7 @@ type client struct {
 }
 
 // newClient makes one. The connections take no proxy of the environment, and no redirect is followed.
-func newClient(r Reach, endpoint string, atOnce int) (*client, error) {
+func newClient(r Reach, endpoint string, concurrency int) (*client, error) {
 	u, err := r.Allow.Parse(endpoint)
 	if err != nil {
 		return nil, err
@@ -63,7 +63,7 @@ func newClient(r Reach, endpoint string, atOnce int) (*client, error) {
 		Transport: &http.Transport{
 			DialContext: dialer.DialContext, TLSClientConfig: &tls.Config{RootCAs: r.Roots, MinVersion: tls.VersionTLS12},
 			ForceAttemptHTTP2: true, DisableCompression: true, MaxResponseHeaderBytes: mostHeader,
-			MaxConnsPerHost: atOnce, MaxIdleConnsPerHost: atOnce, IdleConnTimeout: time.Minute,
+			MaxConnsPerHost: concurrency, MaxIdleConnsPerHost: concurrency, IdleConnTimeout: time.Minute,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil

@@ -46,12 +46,19 @@ type Sender struct {
 	span  time.Duration // leaseTime
 
 	reach   atomic.Pointer[Reach]
-	newest  atomic.Pointer[feed.Cursor] // the end of the feed when it was last looked at
-	working map[int64]*worker           // of Run alone
+	recent  *feed.Recent        // pages, for all workers
+	newest  atomic.Pointer[end] // of the feed when it was last looked at
+	working map[int64]*worker   // of Run alone
 	loops   sync.WaitGroup
 
 	mu    sync.Mutex
 	tries map[Tries]int64
+}
+
+// end is the end of the feed.
+type end struct {
+	at   feed.Cursor
+	time time.Time // what happened before is in front of it, or was not committed
 }
 
 // Tries are counted by webhook and result.
@@ -69,7 +76,7 @@ const (
 
 // NewSender makes a Sender, which works while Run runs.
 func NewSender(cfg Config) *Sender {
-	s := &Sender{cfg: cfg, owner: uuid.New(), span: leaseTime, working: map[int64]*worker{}, tries: map[Tries]int64{}}
+	s := &Sender{cfg: cfg, owner: uuid.New(), span: leaseTime, recent: feed.NewRecent(), working: map[int64]*worker{}, tries: map[Tries]int64{}}
 	s.reach.Store(&cfg.Reach)
 	return s
 }
@@ -129,7 +136,7 @@ func (s *Sender) round(ctx context.Context) error {
 	if err == nil {
 		list, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*hook, error) {
 			var h hook
-			err := row.Scan(&h.id, &h.userID, &h.name, &h.url, &h.kinds, &h.atOnce, &h.sealed, &h.both, &h.due)
+			err := row.Scan(&h.id, &h.userID, &h.name, &h.url, &h.kinds, &h.Concurrency, &h.PerMinute, &h.sealed, &h.both, &h.due)
 			return &h, err
 		})
 	}
@@ -137,14 +144,28 @@ func (s *Sender) round(ctx context.Context) error {
 		return fmt.Errorf("read leased webhooks: %w", err)
 	}
 	if len(list) > 0 {
-		newest, err := feed.Newest(ctx, s.cfg.DB)
-		if err != nil {
+		if err := s.look(ctx); err != nil {
 			return err
 		}
-		s.newest.Store(&newest)
 	}
 	s.assign(list)
 	return nil
+}
+
+// look looks for the end of the feed.
+func (s *Sender) look(ctx context.Context) (err error) {
+	e := end{time: time.Now()}
+	held, err := feed.Hold(ctx, s.cfg.DB)
+	if err != nil {
+		return err
+	}
+	if held != nil && held.Since.Before(e.time) {
+		e.time = held.Since
+	}
+	if e.at, err = feed.Newest(ctx, s.cfg.DB); err == nil {
+		s.newest.Store(&e)
+	}
+	return err
 }
 
 // assign gives each leased webhook a worker, and ends the others.
@@ -161,7 +182,7 @@ func (s *Sender) assign(list []*hook) {
 		w := s.working[h.id]
 		if w == nil {
 			var ctx context.Context
-			w = &worker{s: s, wake: make(chan struct{}, 1), ended: make(chan struct{})}
+			w = &worker{s: s, wake: make(chan struct{}, 1), ended: make(chan struct{}), pace: pace{last: time.Now()}}
 			ctx, w.stop = context.WithCancel(context.Background())
 			w.hook.Store(h)
 			s.working[h.id] = w

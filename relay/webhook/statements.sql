@@ -11,7 +11,7 @@ where w.state = 'active' and (w.owner = @owner and w.lease_until < clock_timesta
 -- name: leased
 -- The webhooks that a process may send for, each with whether an event waits whose time has come: the
 -- first by the index says so, however many wait.
-select id, coalesce(user_id, 0), name, url, kinds, at_once, secret, coalesce(old_until > clock_timestamp(), false),
+select id, coalesce(user_id, 0), name, url, kinds, concurrency, per_minute, secret, coalesce(old_until > clock_timestamp(), false),
 	coalesce((select r.next_at <= clock_timestamp() from webhook_retry r where r.webhook_id = w.id order by r.next_at limit 1), false)
 from webhook w where owner = @owner and state = 'active' and lease_until > clock_timestamp()
 
@@ -74,7 +74,7 @@ returning (select count(*) from old)
 
 -- name: list
 -- All webhooks. A webhook is behind by the age of the oldest event that waits, in the feed or for another try.
-select w.id, w.name, w.url, coalesce(u.name, ''), w.kinds, w.state, w.reason, w.at_once, w.failures, w.given_up, w.created_at,
+select w.id, w.name, w.url, coalesce(u.name, ''), w.kinds, w.state, w.reason, w.concurrency, w.per_minute, w.failures, w.given_up, w.created_at,
 	w.wait_until, w.gone_until, w.gone_at, w.old_until, coalesce(r.waiting, 0),
 	greatest(0, extract(epoch from clock_timestamp() - least(w.place_at, r.oldest)))::float8
 from webhook w left join app_user u on u.id = w.user_id
@@ -89,12 +89,15 @@ select event_id, kind, at, status, took_ms, error, answer from webhook_try where
 select count(*), count(*) filter (where user_id = @user_id) from webhook
 
 -- name: add
-insert into webhook (name, url, user_id, kinds, at_once, cursor, secret)
-values (@name, @url, nullif(@user_id::bigint, 0), @kinds, @at_once, @cursor, @secret)
+insert into webhook (name, url, user_id, kinds, concurrency, per_minute, cursor, secret)
+values (@name, @url, nullif(@user_id::bigint, 0), @kinds, @concurrency, @per_minute, @cursor, @secret)
 on conflict (name) do nothing
 
 -- name: find
 select id, coalesce(user_id, 0), url, kinds, state, secret, coalesce(old_until > clock_timestamp(), false), old_until from webhook where name = @name for update
+
+-- name: set
+update webhook set concurrency = coalesce(@concurrency, concurrency), per_minute = coalesce(@per_minute, per_minute) where id = @id
 
 -- name: rotate
 update webhook set secret = @secret, old_until = clock_timestamp() + @keep::interval where id = @id returning old_until

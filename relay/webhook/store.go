@@ -20,8 +20,9 @@ var (
 	sqlList   = texts.Bind("list", "name")
 	sqlTries  = texts.Bind("tries", "id", "most")
 	sqlCounts = texts.Bind("counts", "user_id")
-	sqlAdd    = texts.Bind("add", "name", "url", "user_id", "kinds", "at_once", "cursor", "secret")
+	sqlAdd    = texts.Bind("add", "name", "url", "user_id", "kinds", "concurrency", "per_minute", "cursor", "secret")
 	sqlFind   = texts.Bind("find", "name")
+	sqlSet    = texts.Bind("set", "id", "concurrency", "per_minute")
 	sqlRotate = texts.Bind("rotate", "id", "secret", "keep")
 	sqlPause  = texts.Bind("pause", "id")
 	sqlResume = texts.Bind("resume", "id")
@@ -33,6 +34,7 @@ var (
 const (
 	callTime = 10 * time.Second // bounds what is asked of the database at a time
 	oldFor   = 24 * time.Hour   // a former secret signs as well
+	heldLong = time.Minute      // shorter transactions hold the feed back all the time
 )
 
 // Store has the webhooks as admins change them. Each change is in the audit.
@@ -50,7 +52,7 @@ func (s *Store) List(ctx context.Context, name string) ([]Webhook, error) {
 	var list []Webhook
 	if err == nil {
 		list, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (w Webhook, err error) {
-			err = row.Scan(&w.ID, &w.Name, &w.URL, &w.User, &w.Kinds, &w.State, &w.Reason, &w.AtOnce, &w.Failures, &w.GivenUp, &w.CreatedAt,
+			err = row.Scan(&w.ID, &w.Name, &w.URL, &w.User, &w.Kinds, &w.State, &w.Reason, &w.Concurrency, &w.PerMinute, &w.Failures, &w.GivenUp, &w.CreatedAt,
 				&w.WaitUntil, &w.GoneUntil, &w.GoneAt, &w.OldUntil, &w.Waiting, &w.Behind)
 			return w, err
 		})
@@ -61,7 +63,24 @@ func (s *Store) List(ctx context.Context, name string) ([]Webhook, error) {
 	if name != "" && len(list) == 0 {
 		return nil, unknown(name)
 	}
+	if len(list) > 0 {
+		held, err := feed.Hold(ctx, s.DB)
+		if err != nil {
+			return nil, err
+		}
+		for i := range list {
+			list[i].FeedHeld = heldSince(held, time.Now())
+		}
+	}
 	return list, nil
+}
+
+// heldSince is since when the feed has noticeably been held back, or nil.
+func heldSince(h *feed.Holder, now time.Time) *time.Time {
+	if h == nil || now.Sub(h.Since) < heldLong {
+		return nil
+	}
+	return &h.Since
 }
 
 func unknown(name string) error {
@@ -97,7 +116,7 @@ type New struct {
 	UserID int64  // 0: all events
 	User   string // its name, for the audit
 	Kinds  []feed.Kind
-	AtOnce int
+	Limits
 }
 
 // Add makes a webhook that is sent what happens from now on, and returns its secret. Errors:
@@ -106,8 +125,8 @@ func (s *Store) Add(ctx context.Context, n New) (Secret, error) {
 	if !nameForm.MatchString(n.Name) {
 		return nil, refusal.Invalid("%q cannot be the name of a webhook: use up to 63 small letters, digits, '.', '_' and '-'", n.Name)
 	}
-	if n.AtOnce < 1 || n.AtOnce > MostAtOnce {
-		return nil, refusal.Invalid("the number of concurrent requests must be from 1 to %d", MostAtOnce)
+	if err := n.Limits.check(); err != nil {
+		return nil, err
 	}
 	if err := checkKinds(n.Kinds, n.UserID != 0); err != nil {
 		return nil, err
@@ -134,7 +153,7 @@ func (s *Store) Add(ctx context.Context, n New) (Secret, error) {
 		if all >= Most || ofUser >= MostOfUser {
 			return refusal.Invalid("there are %d webhooks, %d of the user: at most %d and %d are allowed", all, ofUser, Most, MostOfUser)
 		}
-		tag, err := tx.Exec(ctx, sqlAdd, n.Name, n.URL, n.UserID, append([]feed.Kind{}, n.Kinds...), n.AtOnce, newest.String(), sealed)
+		tag, err := tx.Exec(ctx, sqlAdd, n.Name, n.URL, n.UserID, append([]feed.Kind{}, n.Kinds...), n.Concurrency, n.PerMinute, newest.String(), sealed)
 		if err == nil && tag.RowsAffected() == 0 {
 			err = refusal.Exists("there is a webhook named %q already: choose another --name", n.Name)
 		}
@@ -175,6 +194,27 @@ func (s *Store) change(ctx context.Context, deed audit.Deed, do func(ctx context
 		return fmt.Errorf("%s: %w", deed.Action, err)
 	}
 	return err
+}
+
+// Set changes limits: those that are not nil. Errors: refusal.ErrNotFound, refusal.ErrInvalid.
+func (s *Store) Set(ctx context.Context, name string, concurrency, perMinute *int) error {
+	detail, l := map[string]any{}, Limits{Concurrency: 1}
+	if concurrency != nil {
+		detail["concurrency"], l.Concurrency = *concurrency, *concurrency
+	}
+	if perMinute != nil {
+		detail["per_minute"], l.PerMinute = *perMinute, *perMinute
+	}
+	if err := l.check(); err != nil {
+		return err
+	}
+	return s.change(ctx, audit.Deed{Action: "webhook set", Object: name, Detail: detail}, func(ctx context.Context, tx pgx.Tx) error {
+		f, err := find(ctx, tx, name)
+		if err == nil {
+			_, err = tx.Exec(ctx, sqlSet, f.id, concurrency, perMinute)
+		}
+		return err
+	})
 }
 
 // Rotate makes a new secret, which signs beside the current one until a time a day later. Errors:
@@ -281,32 +321,10 @@ func (s *Store) Count(ctx context.Context, name string, c Choice) (n int, err er
 // Replay sends events again that a Choice chooses: they wait as retries. Errors: refusal.ErrNotFound,
 // refusal.ErrInvalid if there is no room for them.
 func (s *Store) Replay(ctx context.Context, name string, c Choice) (n int, err error) {
-	due, err := s.Count(ctx, name, c)
-	if err != nil || due == 0 {
-		return 0, err
-	}
-	detail := map[string]any{"events": due, "since": c.Since.UTC()}
-	err = s.change(ctx, audit.Deed{Action: "webhook replay", Object: name, Detail: detail}, func(ctx context.Context, tx pgx.Tx) error {
-		f, err := find(ctx, tx, name)
-		if err != nil {
-			return err
-		}
-		var waiting int
-		if err := tx.QueryRow(ctx, sqlRoom, f.id).Scan(&waiting); err != nil {
-			return err
-		}
-		if waiting+due > MostRetries {
-			return refusal.Invalid("%d events, while %d wait already: at most %d may wait, so choose fewer with --until or --kind", due, waiting, MostRetries)
-		}
-		return nil
-	})
-	if err != nil {
-		return 0, err
-	}
+	var of found
+	var ids []uuid.UUID
+	var kinds, bodies []string
 	err = s.chosen(ctx, name, c, func(f found, list []feed.Event) error {
-		list = list[:min(len(list), due-n)] // what came since it was counted is not asked for
-		var ids []uuid.UUID
-		var kinds, bodies []string
 		for i := range list {
 			body, err := encode(&list[i], f.userID != 0)
 			if err != nil {
@@ -314,13 +332,39 @@ func (s *Store) Replay(ctx context.Context, name string, c Choice) (n int, err e
 			}
 			ids, kinds, bodies = append(ids, list[i].ID), append(kinds, string(list[i].Kind)), append(bodies, body)
 		}
-		if _, err := s.DB.Exec(ctx, sqlReplay, f.id, ids, kinds, bodies); err != nil {
-			return fmt.Errorf("webhook replay: %w", err)
+		if len(ids) > MostRetries {
+			return refusal.Invalid("more than %d events: at most as many may wait, so choose fewer with --until or --kind", MostRetries)
 		}
-		n += len(list)
+		of = f
 		return nil
 	})
-	return n, err
+	if err != nil || len(ids) == 0 {
+		return 0, err
+	}
+	// The feed was read before, so that no transaction is open meanwhile.
+	detail := map[string]any{"events": len(ids), "since": c.Since.UTC()}
+	err = s.change(ctx, audit.Deed{Action: "webhook replay", Object: name, Detail: detail}, func(ctx context.Context, tx pgx.Tx) error {
+		f, err := find(ctx, tx, name)
+		if err != nil {
+			return err
+		}
+		if f.id != of.id {
+			return unknown(name)
+		}
+		var waiting int
+		if err := tx.QueryRow(ctx, sqlRoom, f.id).Scan(&waiting); err != nil {
+			return err
+		}
+		if waiting+len(ids) > MostRetries {
+			return refusal.Invalid("%d events, while %d wait already: at most %d may wait, so choose fewer with --until or --kind", len(ids), waiting, MostRetries)
+		}
+		_, err = tx.Exec(ctx, sqlReplay, f.id, ids, kinds, bodies)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return len(ids), nil
 }
 
 // chosen reads the feed in pages.

@@ -74,7 +74,7 @@ func TestOfUser(t *testing.T) {
 	r := newReceiver(t, nil)
 	b.exec(`insert into app_user (name) values ('alice@example.com'), ('bob@example.com')`)
 	alice := int64(b.int(`select id from app_user where name = 'alice@example.com'`))
-	n := New{Name: "a", URL: r.URL + "/", UserID: alice, AtOnce: 1}
+	n := New{Name: "a", URL: r.URL + "/", UserID: alice, Limits: Limits{Concurrency: 1}}
 	_, err := b.store.Add(t.Context(), n)
 	must(t, err)
 	b.happen(3, alice)
@@ -120,13 +120,13 @@ func TestAddRefuses(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.add("a", "https://example.com/")
-	for _, n := range []New{{Name: "A", AtOnce: 1}, {Name: "", AtOnce: 1}, {Name: "x", AtOnce: 0}, {Name: "x", AtOnce: MostAtOnce + 1}, {Name: "x", AtOnce: 1, Kinds: []feed.Kind{"nothing"}}} {
+	for _, n := range []New{{Name: "A", Limits: Limits{Concurrency: 1}}, {Name: "", Limits: Limits{Concurrency: 1}}, {Name: "x", Limits: Limits{Concurrency: 0}}, {Name: "x", Limits: Limits{Concurrency: MostConcurrency + 1}}, {Name: "x", Limits: Limits{Concurrency: 1, PerMinute: -1}}, {Name: "x", Limits: Limits{Concurrency: 1, PerMinute: MostPerMinute + 1}}, {Name: "x", Limits: Limits{Concurrency: 1}, Kinds: []feed.Kind{"nothing"}}} {
 		n.URL = "https://example.com/"
 		if _, err := b.store.Add(t.Context(), n); !errors.Is(err, refusal.ErrInvalid) {
 			t.Errorf("%+v: %v", n, err)
 		}
 	}
-	if _, err := b.store.Add(t.Context(), New{Name: "a", URL: "https://example.com/", AtOnce: 1}); !errors.Is(err, refusal.ErrExists) {
+	if _, err := b.store.Add(t.Context(), New{Name: "a", URL: "https://example.com/", Limits: Limits{Concurrency: 1}}); !errors.Is(err, refusal.ErrExists) {
 		t.Errorf("twice: %v", err)
 	}
 	for name, do := range map[string]error{
@@ -183,7 +183,7 @@ func TestQuestionsAreCheap(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	owner := uuid.New()
-	b.exec(`insert into webhook (name, url, at_once, cursor, secret, owner, lease_until)
+	b.exec(`insert into webhook (name, url, concurrency, cursor, secret, owner, lease_until)
 		select 'w' || n, 'https://example.com/', 1, '', '', $1, now() + interval '1 hour' from generate_series(1, $2) n`, owner, Most)
 	b.exec(`insert into webhook_retry (webhook_id, event_id, tries, next_at, kind, body)
 		select w.id, gen_random_uuid(), 1, now() + interval '1 day' * n, 'accepted', repeat('x', 500) from webhook w, generate_series(1, 1000) n`)
@@ -287,6 +287,14 @@ func TestReplay(t *testing.T) {
 	}
 	until(t, "all are sent", func() bool { return len(r.requests()) == 6 && len(r.ids("/")) == 5 })
 	must(t, b.store.Pause(t.Context(), "a"))
+	// The audit has what was done, and nothing else.
+	const deeds = `select count(*) from audit where action = 'webhook replay'`
+	before := b.int(deeds)
+	b.exec(`alter table webhook_retry add constraint full_disk check (false) not valid`)
+	if _, err := b.store.Replay(t.Context(), "a", choice); err == nil || b.int(deeds) != before {
+		t.Errorf("%v, and the audit has it", err)
+	}
+	b.exec(`alter table webhook_retry drop constraint full_disk`)
 	b.exec(`insert into webhook_retry (webhook_id, event_id, tries, next_at, kind, body)
 		select w.id, gen_random_uuid(), 1, now(), 'accepted', '{}' from webhook w, generate_series(1, $1)`, MostRetries-4)
 	if _, err := b.store.Replay(t.Context(), "a", choice); !errors.Is(err, refusal.ErrInvalid) {

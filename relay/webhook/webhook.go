@@ -28,8 +28,10 @@ const (
 	MostOfUser  = 10     // of one user
 	MostRetries = 10_000 // events that wait for another try: then no new ones are read
 	KeptTries   = 100    // in the log of each
-	AtOnce      = 8      // requests at the same time, unless an admin sets another number
-	MostAtOnce  = 64
+	Concurrency = 8      // requests at the same time, unless an admin sets another number
+
+	MostConcurrency = 64
+	MostPerMinute   = 60_000
 )
 
 // Test is the kind of the event that an admin sends to try an endpoint. It is not in the feed.
@@ -45,25 +47,42 @@ const (
 	Disabled State = "disabled"
 )
 
+// Limits are what an endpoint is sent at most.
+type Limits struct {
+	Concurrency int `json:"concurrency"` // requests at the same time, from 1 to MostConcurrency
+	PerMinute   int `json:"per_minute"`  // requests, retries among them, up to MostPerMinute; 0: no limit
+}
+
+func (l Limits) check() error {
+	if l.Concurrency < 1 || l.Concurrency > MostConcurrency {
+		return refusal.Invalid("the number of concurrent requests must be from 1 to %d", MostConcurrency)
+	}
+	if l.PerMinute < 0 || l.PerMinute > MostPerMinute {
+		return refusal.Invalid("the number of requests per minute must be from 1 to %d, or 0 for no limit", MostPerMinute)
+	}
+	return nil
+}
+
 // Webhook is a webhook as lists show it.
 type Webhook struct {
-	ID        int64       `json:"-"`
-	Name      string      `json:"name"`
-	URL       string      `json:"url"`
-	User      string      `json:"user,omitempty"` // whose events it gets; "": all
-	Kinds     []feed.Kind `json:"kinds"`          // empty: all
-	State     State       `json:"state"`
-	Reason    string      `json:"reason,omitempty"` // why it is disabled
-	AtOnce    int         `json:"at_once"`
-	Failures  int         `json:"failures"` // tries in a row
-	GivenUp   int64       `json:"given_up"` // events
-	CreatedAt time.Time   `json:"created_at"`
-	WaitUntil *time.Time  `json:"wait_until,omitempty"` // nothing is sent before
-	GoneUntil *time.Time  `json:"gone_until,omitempty"` // retention has deleted unread events that happened before
-	GoneAt    *time.Time  `json:"gone_at,omitempty"`    // when that was noticed
-	OldUntil  *time.Time  `json:"old_secret_until,omitempty"`
-	Waiting   int         `json:"waiting"`        // events that wait for another try
-	Behind    float64     `json:"behind_seconds"` // the age of the oldest event that waits
+	ID     int64       `json:"-"`
+	Name   string      `json:"name"`
+	URL    string      `json:"url"`
+	User   string      `json:"user,omitempty"` // whose events it gets; "": all
+	Kinds  []feed.Kind `json:"kinds"`          // empty: all
+	State  State       `json:"state"`
+	Reason string      `json:"reason,omitempty"` // why it is disabled
+	Limits
+	Failures  int        `json:"failures"` // tries in a row
+	GivenUp   int64      `json:"given_up"` // events
+	CreatedAt time.Time  `json:"created_at"`
+	WaitUntil *time.Time `json:"wait_until,omitempty"` // nothing is sent before
+	GoneUntil *time.Time `json:"gone_until,omitempty"` // retention has deleted unread events that happened before
+	GoneAt    *time.Time `json:"gone_at,omitempty"`    // when that was noticed
+	OldUntil  *time.Time `json:"old_secret_until,omitempty"`
+	Waiting   int        `json:"waiting"`                   // events that wait for another try
+	Behind    float64    `json:"behind_seconds"`            // the age of the oldest event that waits, or for which the feed is held back
+	FeedHeld  *time.Time `json:"feed_held_since,omitempty"` // since when an open transaction has held back the feed, for all webhooks
 }
 
 // Try is a request as the log has it.

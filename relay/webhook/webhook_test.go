@@ -13,8 +13,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/internal/pgserver"
 	"postern/internal/pgtest"
@@ -51,6 +55,11 @@ func newBench(t *testing.T) *bench {
 	t.Helper()
 	server, err := shared()
 	must(t, err)
+	return benchOn(t, server)
+}
+
+func benchOn(t *testing.T, server *pgserver.Server) *bench {
+	t.Helper()
 	db := pgtest.On(t, server)
 	b := &bench{t: t, db: db}
 	b.exec(`create function id_of(n int) returns uuid language sql immutable as $$ select ('018f0000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid $$`)
@@ -106,7 +115,7 @@ func (b *bench) ids(f feed.Filter) (ids []string) {
 
 func (b *bench) add(name, endpoint string, kinds ...feed.Kind) Secret {
 	b.t.Helper()
-	secret, err := b.store.Add(b.t.Context(), New{Name: name, URL: endpoint, Kinds: kinds, AtOnce: AtOnce})
+	secret, err := b.store.Add(b.t.Context(), New{Name: name, URL: endpoint, Kinds: kinds, Limits: Limits{Concurrency: Concurrency}})
 	must(b.t, err)
 	return secret
 }
@@ -294,7 +303,7 @@ func TestFailing(t *testing.T) {
 	s, _ := b.run()
 	until(t, "it is left alone", func() bool { return b.show("a").WaitUntil != nil })
 	first := len(r.requests())
-	if first < failing || first > failing+AtOnce {
+	if first < failing || first > failing+Concurrency {
 		t.Errorf("%d requests", first)
 	}
 	b.exec(`update webhook set wait_until = null`)
@@ -352,7 +361,7 @@ func TestRetryAfter(t *testing.T) {
 	if wait := time.Until(*w.WaitUntil); wait < 59*time.Minute || wait > time.Hour+time.Minute {
 		t.Errorf("it waits for %s", wait)
 	}
-	if n := len(r.ids("/busy")); n == 0 || n > AtOnce {
+	if n := len(r.ids("/busy")); n == 0 || n > Concurrency {
 		t.Errorf("%d events were sent to it", n)
 	}
 	if n := b.int(`select count(*) from webhook_retry where next_at < clock_timestamp() + interval '59 minutes'`); n != 0 {
@@ -446,10 +455,10 @@ func TestPlaceTime(t *testing.T) {
 	s := NewSender(b.cfg)
 	newest, err := feed.Newest(t.Context(), b.db.Pool)
 	must(t, err)
-	s.newest.Store(&newest)
+	s.newest.Store(&end{newest, time.Now()})
 	b.exec(`update webhook set owner = $1, lease_until = now() + interval '1 hour', place_at = now() - interval '3 hours'`, s.owner)
 	h := &hook{id: int64(b.int(`select id from webhook`))}
-	w := &worker{s: s, at: newest, seen: &newest, atTime: time.Now().Add(-3 * time.Hour)}
+	w := &worker{s: s, at: newest, seen: &end{at: newest}, atTime: time.Now().Add(-3 * time.Hour)}
 	if jobs, err := w.fresh(t.Context(), h, 1); len(jobs) > 0 || err != nil {
 		t.Fatal(jobs, err)
 	}
@@ -458,8 +467,8 @@ func TestPlaceTime(t *testing.T) {
 	}
 	early := time.Now().Add(-time.Hour)
 	cursor := newest.String()
-	w.events, w.next, w.nextTime = []feed.Event{{At: early, Cursor: cursor}, {At: early, Cursor: cursor}}, newest, time.Now()
-	for n, want := range map[int]time.Time{1: early, 2: w.nextTime} {
+	w.events, w.next, w.seen = []feed.Event{{At: early, Cursor: cursor}, {At: early, Cursor: cursor}}, newest, s.newest.Load()
+	for n, want := range map[int]time.Time{1: early, 2: w.seen.time} {
 		if _, at, err := w.behind(n); err != nil || !at.Equal(want) {
 			t.Errorf("behind %d of 2: %v, %v", n, at, err)
 		}
@@ -467,5 +476,81 @@ func TestPlaceTime(t *testing.T) {
 	w.more = true
 	if _, at, err := w.behind(2); err != nil || !at.Equal(early) {
 		t.Errorf("with more behind: %v, %v", at, err)
+	}
+}
+
+// pages counts the pages of the feed that are read.
+type pages struct{ n atomic.Int32 }
+
+func (p *pages) TraceQueryStart(ctx context.Context, _ *pgx.Conn, query pgx.TraceQueryStartData) context.Context {
+	if strings.Contains(query.SQL, "history_key") {
+		p.n.Add(1)
+	}
+	return ctx
+}
+
+func (p *pages) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+// Webhooks that are near the end of the feed read it once for all, however many they are.
+func TestOneReadForAll(t *testing.T) {
+	t.Parallel()
+	const hooks = 30
+	b := newBench(t)
+	r := newReceiver(t, nil)
+	var read pages
+	config := b.db.Pool.Config()
+	config.ConnConfig.Tracer = &read
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	must(t, err)
+	t.Cleanup(pool.Close)
+	b.cfg.DB = pool
+	for i := range hooks {
+		b.add(fmt.Sprintf("w%d", i), fmt.Sprintf("%s/%d", r.URL, i), feed.Accepted)
+	}
+	b.exec(`update webhook set cursor = w.cursor from webhook w where w.name = 'w0'`)
+	s := NewSender(b.cfg)
+	b.exec(`update webhook set owner = $1, lease_until = clock_timestamp() + interval '1 hour'`, s.owner)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.Run(ctx)
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+	const rounds = 5
+	for round := 1; round <= rounds; round++ {
+		b.happen(10, 1)
+		until(t, "all are sent", func() bool { return b.each(r, hooks, 10*round) })
+	}
+	if n := int(read.n.Load()); n > 5*rounds { // a transaction of another test may hold back a part
+		t.Errorf("%d pages were read for %d webhooks in %d rounds", n, hooks, rounds)
+	}
+}
+
+// While a transaction is open, what happened since it began counts as not sent.
+func TestFeedHeld(t *testing.T) {
+	t.Parallel()
+	b := benchOn(t, pgtest.Server(t, pgserver.Config{Unsafe: true}))
+	b.add("a", "https://example.com/", feed.Delivered)
+	tx, err := b.db.Pool.Begin(t.Context())
+	must(t, err)
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	var since time.Time
+	must(t, tx.QueryRow(t.Context(), `insert into event (kind, object) values ('limit.near', '') returning now()`).Scan(&since))
+	b.happen(1, 1)
+	b.exec(`update webhook set place_at = '2020-01-01'`)
+	b.run()
+	until(t, "its place is written", func() bool { return b.int(`select count(*) from webhook where place_at > '2020-01-02'`) == 1 })
+	if n := b.int(`select count(*) from webhook where place_at > $1`, since); n != 0 {
+		t.Error("its place is later than the transaction that holds the feed")
+	}
+	now := time.Now()
+	for age, want := range map[time.Duration]bool{59 * time.Second: false, 61 * time.Second: true} {
+		if got := heldSince(&feed.Holder{Since: now.Add(-age)}, now); (got != nil) != want {
+			t.Errorf("held for %s: %v", age, got)
+		}
+	}
+	if heldSince(nil, now) != nil {
+		t.Error("nothing holds it")
 	}
 }

@@ -43,10 +43,10 @@ type hook struct {
 	id, userID int64
 	name, url  string
 	kinds      []feed.Kind
-	atOnce     int
-	sealed     []byte
-	both       bool // secrets sign
-	due        bool // an event waits whose time has come
+	Limits
+	sealed []byte
+	both   bool // secrets sign
+	due    bool // an event waits whose time has come
 }
 
 // worker sends for one webhook.
@@ -58,26 +58,27 @@ type worker struct {
 	ended chan struct{}
 
 	// Of the loop alone.
-	sending  context.Context // of requests
-	cut      context.CancelFunc
-	client   *client
-	reach    *Reach // that the client was made with
-	secrets  []Secret
-	opened   []byte // that secrets were opened from
-	known    bool   // at is
-	at       feed.Cursor
-	atTime   time.Time // what happened before is behind at
-	events   []feed.Event
-	next     feed.Cursor  // behind them
-	nextTime time.Time    // when they were read
-	more     bool         // there is more behind next
-	seen     *feed.Cursor // the end of the feed when it was last read to its end
-	placed   time.Time    // when the place was last written
-	expired  time.Time
-	room     int       // how many more events may wait for another try
-	counted  time.Time // when that was counted
-	failing  bool      // an error was logged
-	lost     bool      // the lease is over
+	sending context.Context // of requests
+	cut     context.CancelFunc
+	client  *client
+	reach   *Reach // that the client was made with
+	places  int    // and its concurrency
+	pace    pace
+	secrets []Secret
+	opened  []byte // that secrets were opened from
+	known   bool   // at is
+	at      feed.Cursor
+	atTime  time.Time // what happened before is behind at
+	events  []feed.Event
+	next    feed.Cursor // behind them
+	more    bool        // there is more behind next
+	seen    *end        // to which next was read, unless there is more
+	placed  time.Time   // when the place was last written
+	expired time.Time
+	room    int       // how many more events may wait for another try
+	counted time.Time // when that was counted
+	failing bool      // an error was logged
+	lost    bool      // the lease is over
 }
 
 func (w *worker) over() bool {
@@ -139,7 +140,7 @@ type job struct {
 // step sends some events, and reports whether there may be more now.
 func (w *worker) step(ctx context.Context) (again bool, err error) {
 	h := w.hook.Load()
-	if w.idle(h) {
+	if w.idle(h) || w.pace.left(h.PerMinute) > lookEvery {
 		return false, nil
 	}
 	if err := w.prepare(h); err != nil {
@@ -171,10 +172,7 @@ func (w *worker) step(ctx context.Context) (again bool, err error) {
 	if err := w.expire(brief, h); err != nil || wait > 0 {
 		return false, err
 	}
-	most, atOnce := batch, h.atOnce
-	if failures >= failing {
-		most, atOnce = 1, 1
-	}
+	most, _ := h.most(failures)
 	jobs, err := w.due(brief, h, most)
 	if err == nil && len(jobs) == 0 {
 		err = w.count(brief, h)
@@ -185,7 +183,7 @@ func (w *worker) step(ctx context.Context) (again bool, err error) {
 	if err != nil || len(jobs) == 0 {
 		return false, err
 	}
-	tried := w.send(ctx, jobs, atOnce, failures)
+	tried := w.send(ctx, h, jobs, failures)
 	if len(tried) == 0 {
 		return false, nil
 	}
@@ -199,19 +197,19 @@ func (w *worker) idle(h *hook) bool {
 
 // atEnd reports that the feed was read to the end that it has now.
 func (w *worker) atEnd() bool {
-	newest := w.s.newest.Load()
-	return !w.more && w.seen != nil && newest != nil && *w.seen == *newest
+	end := w.s.newest.Load()
+	return !w.more && w.seen != nil && end != nil && w.seen.at == end.at
 }
 
 // prepare makes the client and opens the secrets, when they have changed.
 func (w *worker) prepare(h *hook) (err error) {
 	reach := w.s.reach.Load()
-	if w.client == nil || w.reach != reach {
+	if w.client == nil || w.reach != reach || w.places != h.Concurrency {
 		if w.client != nil {
 			w.client.close()
 		}
-		w.reach = reach
-		if w.client, err = newClient(*reach, h.url, h.atOnce); err != nil {
+		w.reach, w.places = reach, h.Concurrency
+		if w.client, err = newClient(*reach, h.url, h.Concurrency); err != nil {
 			return err
 		}
 	}
@@ -281,23 +279,23 @@ func (w *worker) due(ctx context.Context, h *hook, most int) ([]job, error) {
 // fresh are the next events of the feed.
 func (w *worker) fresh(ctx context.Context, h *hook, most int) ([]job, error) {
 	for len(w.events) == 0 {
-		begun, newest := time.Now(), w.s.newest.Load()
+		end := w.s.newest.Load()
 		if w.atEnd() {
-			w.atTime = begun
+			w.atTime = end.time
 			return nil, w.save(ctx, h)
 		}
-		page, err := feed.Read(ctx, w.s.cfg.DB, w.at, feed.Filter{UserID: h.userID, Kinds: h.kinds})
+		page, err := w.s.recent.Read(ctx, w.s.cfg.DB, w.at, feed.Filter{UserID: h.userID, Kinds: h.kinds}, end.at)
 		if gone := (*feed.GoneError)(nil); errors.As(err, &gone) {
 			return nil, w.gone(ctx, h, gone)
 		}
 		if err != nil {
 			return nil, err
 		}
-		w.events, w.next, w.nextTime, w.more, w.seen = page.Events, page.Next, begun, page.More, newest
+		w.events, w.next, w.more, w.seen = page.Events, page.Next, page.More, end
 		if len(w.events) == 0 {
 			w.at = w.next
 			if !w.more {
-				w.atTime = begun
+				w.atTime = end.time
 				return nil, w.save(ctx, h)
 			}
 		}
@@ -354,17 +352,19 @@ type tried struct {
 	Answer
 }
 
-// send sends jobs in turn, up to atOnce concurrently, and returns those that were begun: a part from the
+// send sends jobs in turn, within the webhook's limits, and returns those that were begun: a part from the
 // beginning. It begins no more when ctx ends, the endpoint asks to wait, or too many have failed in a row.
-func (w *worker) send(ctx context.Context, jobs []job, atOnce, failures int) []tried {
+func (w *worker) send(ctx context.Context, h *hook, jobs []job, failures int) []tried {
 	list := make([]tried, len(jobs))
-	places := make(chan struct{}, atOnce)
+	_, concurrency := h.most(failures)
+	places := make(chan struct{}, concurrency)
 	var mu sync.Mutex
 	enough := false
 	var group panics.Group
 	n := 0
 	for ; n < len(jobs); n++ {
 		places <- struct{}{}
+		w.pace.wait(ctx, h.PerMinute)
 		mu.Lock()
 		done := enough
 		mu.Unlock()
@@ -405,7 +405,7 @@ func (w *worker) behind(n int) (at feed.Cursor, atTime time.Time, err error) {
 	case w.more:
 		return w.next, last.At, nil
 	}
-	return w.next, w.nextTime, nil
+	return w.next, w.seen.time, nil
 }
 
 // outcome is what settle writes.

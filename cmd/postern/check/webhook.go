@@ -31,7 +31,7 @@ func (in *inspection) webhooks(ctx context.Context) error {
 			in.r.add("webhook.disabled", subject, "%s", w.Reason)
 		}
 		if behind := time.Duration(w.Behind) * time.Second; w.State == webhook.Active && behind > time.Hour {
-			in.r.add("webhook.behind", subject, "%s behind, %s in a row failed%s", behind, screen.Count(w.Failures, "request"), waits(w.Waiting))
+			in.r.add("webhook.behind", subject, "%s behind, %s in a row failed%s", behind, screen.Count(w.Failures, "request"), waits(&w))
 		}
 		if w.GoneAt != nil && w.GoneUntil != nil && time.Since(*w.GoneAt) < 7*24*time.Hour {
 			in.r.add("webhook.gone", subject, "events until %s", screen.LocalTime(*w.GoneUntil))
@@ -40,9 +40,12 @@ func (in *inspection) webhooks(ctx context.Context) error {
 	return err
 }
 
-func waits(n int) string {
-	if n == 0 {
-		return ""
+func waits(w *webhook.Webhook) (text string) {
+	if w.Waiting > 0 {
+		text = fmt.Sprintf(", %s waiting", screen.Count(w.Waiting, "event"))
 	}
-	return fmt.Sprintf(", %s wait", screen.Count(n, "event"))
+	if w.FeedHeld != nil {
+		text += ", and a transaction holds back the feed: see feed.held"
+	}
+	return text
 }

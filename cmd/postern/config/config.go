@@ -188,6 +188,11 @@ func (a *Alerts) Addresses() (list []smtp.Address, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("alerts: mail: %q: %w", text, err)
 		}
+		for _, other := range list {
+			if other.Local == address.Local && other.DomainKey() == address.DomainKey() {
+				return nil, fmt.Errorf("alerts: mail: %q is in the list twice", text)
+			}
+		}
 		list = append(list, address)
 	}
 	return list, nil

@@ -168,6 +168,7 @@ func TestConfigErrorsSayWhere(t *testing.T) {
 		{"unknown tolerance", "[[listener]]\naddress = \":587\"\ntls = \"starttls\"\ntolerate = [\"brackets\", \"Brackets\"]\n", `listener 1: tolerate: "Brackets" is not known; write ["brackets"]`},
 		{"tolerance, no list", "[[listener]]\naddress = \":587\"\ntls = \"starttls\"\ntolerate = \"brackets\"\n", `listener.tolerate must be a list, as ["a", "b"]`},
 		{"everybody", "[[listener]]\naddress = \":587\"\ntls = \"starttls\"\nproxy_protocol = [\"::/0\"]\n", "is everybody"},
+		{"an address of alerts twice", "[alerts]\nmail = [\"ops@example.com\", \"ops@EXAMPLE.com\"]\n", `alerts: mail: "ops@EXAMPLE.com" is in the list twice`},
 		{"log level", "[log]\nlevel = \"loud\"\n", "debug, info, warn or error"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -43,7 +43,7 @@ func (b *back) registerWebhooks(r *prometheus.Registry) {
 	})
 	admin.RegisterEach(r, []string{"webhook"}, b.hookList.list, func(w webhook.Webhook) []string { return []string{w.Name} }, []admin.Reading[webhook.Webhook]{
 		{Name: "postern_webhook_waiting", Help: "Events that wait for another try.", Value: func(w webhook.Webhook) float64 { return float64(w.Waiting) }},
-		{Name: "postern_webhook_behind_seconds", Help: "The age of the oldest event that an active webhook has not had.", Value: func(w webhook.Webhook) float64 {
+		{Name: "postern_webhook_behind_seconds", Help: "The age of the oldest event that an active webhook has not had, or for how long the feed is held back.", Value: func(w webhook.Webhook) float64 {
 			if w.State != webhook.Active {
 				return 0
 			}

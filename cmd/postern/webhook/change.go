@@ -65,7 +65,11 @@ mail, with --all those of all users and of the system.`,
 				if err != nil {
 					return err
 				}
-				return s.tell(n.Name, secret, "")
+				more := s.refused(ctx, n.URL)
+				if more != "" {
+					more += "\n"
+				}
+				return s.tell(n.Name, secret, more)
 			})
 		},
 	}
@@ -73,10 +77,44 @@ mail, with --all those of all users and of the system.`,
 	f.StringVar(&user, "user", "", "`NAME` of the user whose mail it hears of")
 	f.BoolVar(&all, "all", false, "events of all users' mail, and of the system")
 	f.StringVar(&name, "name", "", "`NAME` of the webhook (default: the endpoint's host)")
-	f.IntVar(&n.AtOnce, "at-once", webhook.AtOnce, "at most `N` requests at the same time")
+	limitFlags(cmd, &n.Limits)
 	kindFlag(cmd, &kinds, "only events")
 	cmd.MarkFlagsMutuallyExclusive("user", "all")
 	cmd.MarkFlagsOneRequired("user", "all")
+	return cmd
+}
+
+func limitFlags(cmd *cobra.Command, l *webhook.Limits) {
+	cmd.Flags().IntVar(&l.Concurrency, "concurrency", webhook.Concurrency, "at most `N` requests at the same time")
+	cmd.Flags().IntVar(&l.PerMinute, "per-minute", 0, "at most `N` requests per minute, 0 for no limit")
+}
+
+func (s Shell) set() *cobra.Command {
+	var l webhook.Limits
+	cmd := &cobra.Command{
+		Use:   "set NAME",
+		Short: "change how much an endpoint is sent",
+		Long: `Changes how many requests an endpoint is sent, at the same time and per minute. Retries count too. Events
+that come faster are sent later, and none is left out.`,
+		Example: "  postern webhook set shop --per-minute 60",
+	}
+	limitFlags(cmd, &l)
+	cmd.MarkFlagsOneRequired("concurrency", "per-minute")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return s.store(cmd, false, func(ctx context.Context, store *webhook.Store) error {
+			changed := func(flag string, value *int) *int {
+				if cmd.Flags().Changed(flag) {
+					return value
+				}
+				return nil
+			}
+			if err := store.Set(ctx, args[0], changed("concurrency", &l.Concurrency), changed("per-minute", &l.PerMinute)); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintf(s.Out, "webhook %s is changed\n", args[0])
+			return err
+		})
+	}
 	return cmd
 }
 

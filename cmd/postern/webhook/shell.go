@@ -39,7 +39,7 @@ type Shell struct {
 // Webhook is 'postern webhook'.
 func (s Shell) Webhook() *cobra.Command {
 	return s.Noun("webhook", "HTTP endpoints that are sent events",
-		s.verb(s.add()), s.verb(s.list()), s.verb(s.show()), s.verb(s.test()), s.verb(s.verify()), s.verb(s.rotate()),
+		s.verb(s.add()), s.verb(s.set()), s.verb(s.list()), s.verb(s.show()), s.verb(s.test()), s.verb(s.verify()), s.verb(s.rotate()),
 		s.verb(s.move("pause NAME", "send nothing for a while", "Sends nothing until 'postern webhook resume'. Events that happen meanwhile are sent then, as far as\nthey are still kept: for a paused webhook, no longer than [queue] history.", "is paused", (*webhook.Store).Pause)),
 		s.verb(s.move("resume NAME", "end a pause", "Sends again, first what waits for another try, and then what happened since.", "is active", (*webhook.Store).Resume)),
 		s.verb(s.move("enable NAME", "send again to an endpoint that answered 410", "Makes a webhook active again that its endpoint has disabled by the answer 410. Nothing is lost that is still kept.", "is active", (*webhook.Store).Enable)),
@@ -98,6 +98,23 @@ func (s Shell) reach() (webhook.Reach, error) {
 	return cfg.Webhooks.Reach()
 }
 
+// refused is why a node with the configuration file of this machine sends an endpoint nothing: "" if it does,
+// or there is no such file.
+func (s Shell) refused(ctx context.Context, endpoint string) string {
+	cfg, found, err := s.Load()
+	if err != nil || !found {
+		return ""
+	}
+	reach, err := cfg.Webhooks.Reach()
+	if err == nil {
+		err = reach.Check(ctx, endpoint)
+	}
+	if err == nil {
+		return ""
+	}
+	return "nodes with the configuration file of this machine send it nothing: " + screen.Printable(err.Error())
+}
+
 // kindsOf reads the values of --kind.
 func kindsOf(names []string) (kinds []feed.Kind, err error) {
 	known := feed.Kinds()
@@ -135,7 +152,10 @@ func (s Shell) list() *cobra.Command {
 				}
 				t := screen.TableOf([]string{"NAME", "STATE", "OF", "KINDS", "WAITING", "BEHIND", "URL"}, row, list)
 				t.Spare, t.Wraps = []string{"KINDS", "BEHIND"}, true
-				return t.Print(s.Out)
+				if err := t.Print(s.Out); err != nil || len(list) == 0 {
+					return err
+				}
+				return s.held(list[0].FeedHeld)
 			})
 		},
 	}
@@ -158,10 +178,19 @@ func span(seconds float64) string {
 	return (time.Duration(seconds) * time.Second).String()
 }
 
+// held says that all webhooks wait for the feed.
+func (s Shell) held(since *time.Time) (err error) {
+	if since != nil {
+		_, err = fmt.Fprintf(s.Out, "an open transaction has held back the feed of all webhooks since %s: 'postern check --only database' names it\n", screen.LocalTime(*since))
+	}
+	return err
+}
+
 // shown is a webhook with its log, as JSON.
 type shown struct {
 	webhook.Webhook
-	Tries []webhook.Try `json:"tries"`
+	Refused string        `json:"refused,omitempty"`
+	Tries   []webhook.Try `json:"tries"`
 }
 
 func (s Shell) show() *cobra.Command {
@@ -173,13 +202,16 @@ func (s Shell) show() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return s.store(cmd, false, func(ctx context.Context, store *webhook.Store) error {
 				w, tries, err := store.Show(ctx, args[0])
-				switch {
-				case err != nil:
+				if err != nil {
 					return err
-				case asJSON:
-					return screen.JSON(s.Out, shown{w, append([]webhook.Try{}, tries...)})
 				}
-				s.describe(&w)
+				all := shown{w, s.refused(ctx, w.URL), append([]webhook.Try{}, tries...)}
+				if asJSON {
+					return screen.JSON(s.Out, all)
+				}
+				if err := s.describe(&all); err != nil {
+					return err
+				}
 				t := screen.TableOf([]string{"AT", "EVENT", "KIND", "STATUS", "MS", "ERROR"}, func(t webhook.Try) []string {
 					return []string{screen.LocalTime(t.At), t.EventID.String(), string(t.Kind), strconv.Itoa(t.Status), strconv.Itoa(t.TookMS), screen.OrDash(t.Error)}
 				}, tries)
@@ -192,11 +224,19 @@ func (s Shell) show() *cobra.Command {
 	return cmd
 }
 
-func (s Shell) describe(w *webhook.Webhook) {
+func (s Shell) describe(w *shown) error {
 	fmt.Fprintf(s.Out, "%s is %s: %s\n", w.Name, w.State, screen.Printable(w.URL))
 	if w.Reason != "" {
 		fmt.Fprintf(s.Out, "why: %s\n", screen.Printable(w.Reason))
 	}
+	if w.Refused != "" {
+		fmt.Fprintln(s.Out, w.Refused)
+	}
+	most := ""
+	if w.PerMinute > 0 {
+		most = fmt.Sprintf(", %d per minute", w.PerMinute)
+	}
+	fmt.Fprintf(s.Out, "requests: at most %d at the same time%s\n", w.Concurrency, most)
 	fmt.Fprintf(s.Out, "waiting for another try: %d; given up: %d; failures in a row: %d; behind: %s\n", w.Waiting, w.GivenUp, w.Failures, span(w.Behind))
 	for _, line := range []struct {
 		text string
@@ -206,4 +246,5 @@ func (s Shell) describe(w *webhook.Webhook) {
 			fmt.Fprintf(s.Out, "%s %s\n", line.text, screen.LocalTime(*line.at))
 		}
 	}
+	return s.held(w.FeedHeld)
 }

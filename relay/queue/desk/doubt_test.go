@@ -96,6 +96,10 @@ func TestResolve(t *testing.T) {
 		text != "resolve a by root;resend b by root;resend c by root;resend d by root" {
 		t.Errorf("history %q, %v", text, err)
 	}
+	if err := db.Pool.QueryRow(ctx, `select string_agg(concat_ws(' ', result, reply_text), ';' order by at) from history where local in ('c', 'd') and result in ('resend', 'hold')`).Scan(&text); err != nil ||
+		text != "hold by root;resend by root;hold the user is on hold: test;resend by root" {
+		t.Errorf("history of the user on hold %q, %v", text, err)
+	}
 	if err := db.Pool.QueryRow(ctx, `select string_agg(concat_ws(' ', action, detail), ';' order by id) from audit where action = 'queue resolve' limit 1`).Scan(&text); err != nil ||
 		!strings.HasPrefix(text, `queue resolve {"as": "delivered"}`) || !strings.Contains(text, `{"as": "resend"}`) {
 		t.Errorf("audit %q, %v", text, err)

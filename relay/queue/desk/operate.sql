@@ -17,8 +17,9 @@ where @chosen
 
 -- name: change
 -- Carries out retry, hold, release or resend. A locked row is in use elsewhere. A release leaves out
--- mail that is held because it may have been delivered.
-with w as materialized (select r.message_id, r.n, r.local, r.domain from recipient r
+-- mail that is held because it may have been delivered. A hold of the user also holds mail that is to be sent
+-- again, and its history says so.
+with w as materialized (select r.message_id, r.n, r.local, r.domain, clock_timestamp() as at from recipient r
 	where @chosen
 	and r.owner is null and case @verb
 		when 'retry' then r.state = 'waiting' and r.held_at is null and r.next_attempt_at > now()
@@ -33,9 +34,12 @@ back as (update recipient r set
 		doubt = case when @verb <> 'resend' then r.doubt end, stays_with = case when @verb <> 'resend' then r.stays_with end,
 		waits_for = case when @verb <> 'resend' then r.waits_for end,
 		set_aside = case @verb when 'release' then null else r.set_aside end
-	from w where r.message_id = w.message_id and r.n = w.n),
+	from w where r.message_id = w.message_id and r.n = w.n
+	returning w.*, @verb = 'resend' and r.held_at is not null and r.set_aside is null as held),
 h as (insert into history (message_id, n, at, epoch, result, local, domain, reply_text)
-	select message_id, n, clock_timestamp(), 0, @verb, local, domain, 'by ' || @actor from w on conflict do nothing)
+	select message_id, n, at, 0, @verb, local, domain, 'by ' || @actor from w
+	union all select message_id, n, at + interval '1 microsecond', 0, 'hold', local, domain, held_because(message_id) from back where held
+	on conflict do nothing)
 select count(*) from w
 
 -- name: cancel
