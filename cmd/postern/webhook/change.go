@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/auth"
+	"postern/cmd/postern/events"
 	"postern/cmd/postern/screen"
 	"postern/internal/refusal"
 	"postern/internal/units"
@@ -46,7 +47,7 @@ mail, with --all those of all users and of the system.`,
 			if name == "" {
 				n.Name = strings.ToLower(u.Hostname())
 			}
-			if n.Kinds, err = kindsOf(kinds); err != nil {
+			if n.Kinds, err = events.KindsOf(kinds); err != nil {
 				return err
 			}
 			return s.With(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, actor string) error {
@@ -74,7 +75,7 @@ mail, with --all those of all users and of the system.`,
 	f.BoolVar(&all, "all", false, "events of all users' mail, and of the system")
 	f.StringVar(&name, "name", "", "`NAME` of the webhook (default: the endpoint's host)")
 	f.IntVar(&n.AtOnce, "at-once", webhook.AtOnce, "at most `N` requests at the same time")
-	kindFlag(cmd, &kinds, "only events")
+	events.KindFlag(cmd, &kinds, "only events")
 	cmd.MarkFlagsMutuallyExclusive("user", "all")
 	cmd.MarkFlagsOneRequired("user", "all")
 	return cmd
@@ -232,7 +233,7 @@ func (c *choice) read(now time.Time) (chosen webhook.Choice, err error) {
 		}
 		*one.at = now.Add(-span)
 	}
-	chosen.Kinds, err = kindsOf(c.kinds)
+	chosen.Kinds, err = events.KindsOf(c.kinds)
 	return chosen, err
 }
 
@@ -272,7 +273,7 @@ func (s Shell) replay() *cobra.Command {
 	f.StringVar(&c.since, "since", "", "what happened within this `span`: 4d, 2h")
 	f.StringVar(&c.until, "until", "", "but not within this shorter `span`")
 	f.BoolVar(&dry, "dry-run", false, "only count them")
-	kindFlag(cmd, &c.kinds, "only events")
+	events.KindFlag(cmd, &c.kinds, "only events")
 	_ = cmd.MarkFlagRequired("since")
 	return cmd
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -96,25 +95,6 @@ func (s Shell) reach() (webhook.Reach, error) {
 		return webhook.Reach{}, err
 	}
 	return cfg.Webhooks.Reach()
-}
-
-// kindsOf reads the values of --kind.
-func kindsOf(names []string) (kinds []feed.Kind, err error) {
-	known := feed.Kinds()
-	for _, name := range names {
-		if !slices.Contains(known, feed.Kind(name)) {
-			all := screen.Each(known, func(k feed.Kind) string { return string(k) })
-			return nil, refusal.Invalid("--kind: there is no kind %q%s: use %s", name, screen.DidYouMean(name, all), strings.Join(all, ", "))
-		}
-		kinds = append(kinds, feed.Kind(name))
-	}
-	return kinds, nil
-}
-
-func kindFlag(cmd *cobra.Command, names *[]string, what string) {
-	all := screen.Each(feed.Kinds(), func(k feed.Kind) string { return string(k) })
-	cmd.Flags().StringSliceVar(names, "kind", nil, what+" of this `kind`; may be given several times")
-	_ = cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions(all, cobra.ShellCompDirectiveNoFileComp))
 }
 
 func (s Shell) list() *cobra.Command {
