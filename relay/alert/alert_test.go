@@ -151,7 +151,7 @@ func TestMails(t *testing.T) {
 	}
 }
 
-// Warnings are told again after a week.
+// Warnings are mailed again after a week.
 func TestWeekly(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
@@ -210,7 +210,7 @@ func TestText(t *testing.T) {
 	}
 }
 
-// Somebody who wants a test gets one mail from one of the nodes, whatever was sent before, and nobody who waits in vain.
+// A test that is asked for is one mail, by one of the nodes; one that was given up is none.
 func TestTest(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
@@ -219,7 +219,7 @@ func TestTest(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	a, other := newAlerts(b, "a"), newAlerts(b, "b")
-	for _, each := range []*Alerts{a, other} { // nobody waits any more
+	for _, each := range []*Alerts{a, other} { // it was given up
 		if err := each.mail(t.Context(), false); err != nil || len(b.mails) != 0 {
 			t.Errorf("%v, %q", err, b.mails)
 		}

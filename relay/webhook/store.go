@@ -132,7 +132,7 @@ func (s *Store) Add(ctx context.Context, n New) (Secret, error) {
 			return err
 		}
 		if all >= Most || ofUser >= MostOfUser {
-			return refusal.Invalid("there are %d webhooks, %d of the user: at most %d and %d are allowed", all, ofUser, Most, MostOfUser)
+			return refusal.Invalid("there are %d webhooks, %d of the user, and at most %d and %d are allowed: remove one first", all, ofUser, Most, MostOfUser)
 		}
 		tag, err := tx.Exec(ctx, sqlAdd, n.Name, n.URL, n.UserID, append([]feed.Kind{}, n.Kinds...), n.AtOnce, newest.String(), sealed)
 		if err == nil && tag.RowsAffected() == 0 {

@@ -112,7 +112,7 @@ func userID(ctx context.Context, db pg.DB, name string) (int64, error) {
 }
 
 // Command is 'postern events'. warn hears of what does not end a follower, with runs do on the database, invalid
-// marks wrong flags as wrong use, and args refuses arguments.
+// marks wrong flags as a usage error, and args refuses arguments.
 func Command(out io.Writer, warn func(error), with func(ctx context.Context, do func(ctx context.Context, db pg.DB) error) error, invalid func(error) error, args cobra.PositionalArgs) *cobra.Command {
 	l := &listing{out: out, warn: warn}
 	cmd := &cobra.Command{

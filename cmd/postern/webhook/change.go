@@ -71,7 +71,7 @@ mail, with --all those of all users and of the system.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&user, "user", "", "`NAME` of the user whose mail it hears of")
+	f.StringVar(&user, "user", "", "`NAME` of the user whose events are sent")
 	f.BoolVar(&all, "all", false, "events of all users' mail, and of the system")
 	f.StringVar(&name, "name", "", "`NAME` of the webhook (default: the endpoint's host)")
 	f.IntVar(&n.AtOnce, "at-once", webhook.AtOnce, "at most `N` requests at the same time")
@@ -177,7 +177,7 @@ func (s Shell) verify() *cobra.Command {
 		Use:   "verify NAME",
 		Short: "check the signature of a request",
 		Long: `Reads the body of a request from the standard input, and says whether its signature is right, or what is
-wrong: as a receiver would. The flags have the values of its headers.`,
+wrong, as a receiver would. The flags take the values of its headers.`,
 		Example: `  postern webhook verify shop --id "$id" --timestamp "$timestamp" --signature "$signature" <body.json`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			body, err := io.ReadAll(io.LimitReader(s.In, mostBody+1))
@@ -208,7 +208,7 @@ wrong: as a receiver would. The flags have the values of its headers.`,
 	return cmd
 }
 
-// choice are the flags that choose events.
+// choice has the flags that choose events.
 type choice struct {
 	id, since, until string
 	kinds            []string
@@ -244,7 +244,7 @@ func (s Shell) replay() *cobra.Command {
 		Use:   "replay NAME",
 		Short: "send events again",
 		Long: `Sends events again that happened within a span, or one by its id, with the ids that they had. At most
-10,000 may wait. With --dry-run it says how many there are.`,
+10,000 may wait. With --dry-run it only counts them.`,
 		Example: `  postern webhook replay shop --since 4h --until 1h --kind failed --dry-run
   postern webhook replay shop --since 30d --id "$id"`,
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -27,7 +27,7 @@ type Shell struct {
 	With func(ctx context.Context, do func(ctx context.Context, pool *pgxpool.Pool, actor string) error) error
 	// Noun groups verbs.
 	Noun func(use, short string, verbs ...*cobra.Command) *cobra.Command
-	// Invalid marks what the commands find wrong in their arguments, refusal.ErrInvalid, as wrong use.
+	// Invalid marks a refusal.ErrInvalid, of the commands' arguments, as a usage error.
 	Invalid func(error) error
 	// Keys are the sealing keys of this machine.
 	Keys func(ctx context.Context, pool *pgxpool.Pool) (*seal.Sealer, error)
@@ -37,11 +37,11 @@ type Shell struct {
 
 // Webhook is 'postern webhook'.
 func (s Shell) Webhook() *cobra.Command {
-	return s.Noun("webhook", "HTTP endpoints that are sent events",
+	return s.Noun("webhook", "HTTP endpoints that events are sent to",
 		s.verb(s.add()), s.verb(s.list()), s.verb(s.show()), s.verb(s.test()), s.verb(s.verify()), s.verb(s.rotate()),
 		s.verb(s.move("pause NAME", "send nothing for a while", "Sends nothing until 'postern webhook resume'. Events that happen meanwhile are sent then, as far as\nthey are still kept: for a paused webhook, no longer than [queue] history.", "is paused", (*webhook.Store).Pause)),
-		s.verb(s.move("resume NAME", "end a pause", "Sends again, first what waits for another try, and then what happened since.", "is active", (*webhook.Store).Resume)),
-		s.verb(s.move("enable NAME", "send again to an endpoint that answered 410", "Makes a webhook active again that its endpoint has disabled by the answer 410. Nothing is lost that is still kept.", "is active", (*webhook.Store).Enable)),
+		s.verb(s.move("resume NAME", "end a pause", "Goes on where the webhook stopped: first with events that wait for another try, then with new ones.", "is active", (*webhook.Store).Resume)),
+		s.verb(s.move("enable NAME", "send again to an endpoint that answered 410", "Makes a webhook active again after its endpoint answered 410. It goes on where it stopped, as far as\nevents are still kept.", "is active", (*webhook.Store).Enable)),
 		s.verb(s.replay()),
 		s.verb(s.move("remove NAME", "remove a webhook", "Removes a webhook, with its secret, its log and all that waits for it.", "is removed", (*webhook.Store).Remove)))
 }
