@@ -210,7 +210,7 @@ func TestText(t *testing.T) {
 	}
 }
 
-// A test that is asked for is one mail, by one of the nodes; one that was given up is none.
+// Somebody who wants a test gets one mail from one of the nodes, whatever was sent before, and nobody who waits in vain.
 func TestTest(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)

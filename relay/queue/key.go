@@ -21,27 +21,27 @@ var (
 	sqlNotVoided = texts.Bind("not_voided", "message_id")
 )
 
-// Key is the same for the copies of one message, and different for other mail: docs/duplicates.md. The
-// zero Key is of a message that is never a copy.
+// Key tells the copies of one message from other mail: docs/duplicates.md. The zero Key says
+// that each message is different.
 type Key struct {
 	Of      [16]byte
 	Content [16]byte      // what a client's own key stands for; zero: Of is of the content itself
 	Window  time.Duration // in which a copy is a duplicate, in whole seconds
 }
 
-// ContentKey is the key of a message by its user, its sender, its Message-ID and a hash of its octets.
-// Recipients are compared one by one.
+// ContentKey is that of a message by what it is: its user, its sender, its Message-ID and a hash of
+// its octets. Recipients are compared one by one.
 func ContentKey(user int64, sender smtp.Address, messageID string, octets []byte, window time.Duration) Key {
 	return Key{Of: keyHash("content", user, messageID, sender.String(), string(octets)), Window: window}
 }
 
-// ClientKey is the key of a message to which the client has given a key of its own, which stands for the
-// sender and the hash of the octets.
+// ClientKey is that of a message by a key that the client has given it, and what the key stands for:
+// the sender and the hash of the octets.
 func ClientKey(user int64, key string, sender smtp.Address, octets []byte, window time.Duration) Key {
 	return Key{Of: keyHash("client", user, key), Content: keyHash("stands for", user, sender.String(), string(octets)), Window: window}
 }
 
-// keyHash hashes parts with their lengths, so that no two lists of them have the same hash.
+// keyHash hashes parts so that no two lists of them are alike.
 func keyHash(kind string, user int64, parts ...string) [16]byte {
 	b := make([]byte, 0, 512)
 	b = append(b, kind...)

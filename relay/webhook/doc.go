@@ -6,9 +6,9 @@
 //
 // Invariants: an event leaves the feed for an endpoint only after it was taken, or is a row of
 // webhook_retry, or was given up; each event is one request, with the same id and body at each try; no
-// transaction and no connection of the database is in use during a request; an endpoint has connections
-// of its own and a time limit for each whole request, and no other endpoint waits for it; no request goes to
-// an address that is not public, unless the configuration file allows it.
+// transaction and no connection of the database is in use while an endpoint is waited for; an endpoint
+// has connections of its own, one time limit for a request with all that it takes, and no other waits for
+// it; no request goes to an address that is not public, unless the configuration file allows it.
 //
 // Crash: events that were sent and not yet settled are sent again. A process that lost its lease settles none.
 //

@@ -28,7 +28,7 @@ type flags struct {
 // KindFlag gives a command the flag --kind, about what it chooses: KindsOf reads its values.
 func KindFlag(cmd *cobra.Command, names *[]string, what string) {
 	all := screen.Each(feed.Kinds(), func(k feed.Kind) string { return string(k) })
-	cmd.Flags().StringSliceVar(names, "kind", nil, what+" of this `kind`; may be given several times: "+strings.Join(all, ","))
+	cmd.Flags().StringSliceVar(names, "kind", nil, what+" of this `KIND`; may be repeated: "+strings.Join(all, ", "))
 	_ = cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions(all, cobra.ShellCompDirectiveNoFileComp))
 }
 
@@ -51,7 +51,7 @@ func (l *listing) flags(cmd *cobra.Command) {
 	f.BoolVar(&l.json, "json", false, "print JSON, an object on each line")
 	f.BoolVar(&l.follow, "follow", false, "wait for more")
 	f.StringVar(&l.typed.after, "after", "", "go on behind the event with this `CURSOR`")
-	f.StringVar(&l.typed.since, "since", "", "only what happened within this `span`: 7d, 2h")
+	f.StringVar(&l.typed.since, "since", "", "only what happened within this `SPAN`: 7d, 2h")
 	f.StringVar(&l.typed.user, "user", "", "only events of the user of this `NAME`: mail, and addresses refused or suppressed")
 	KindFlag(cmd, &l.typed.kinds, "only events")
 	f.IntVar(&l.limit, "limit", 0, "print at most `N` events; 0 for all")

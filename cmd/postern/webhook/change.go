@@ -244,7 +244,7 @@ func (s Shell) replay() *cobra.Command {
 		Use:   "replay NAME",
 		Short: "send events again",
 		Long: `Sends events again that happened within a span, or one by its id, with the ids that they had. At most
-10,000 may wait. With --dry-run it only counts them.`,
+10,000 may wait. With --dry-run it says how many there are.`,
 		Example: `  postern webhook replay shop --since 4h --until 1h --kind failed --dry-run
   postern webhook replay shop --since 30d --id "$id"`,
 		RunE: func(cmd *cobra.Command, args []string) error {

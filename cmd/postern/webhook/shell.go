@@ -37,7 +37,7 @@ type Shell struct {
 
 // Webhook is 'postern webhook'.
 func (s Shell) Webhook() *cobra.Command {
-	return s.Noun("webhook", "HTTP endpoints that events are sent to",
+	return s.Noun("webhook", "HTTP endpoints that are sent events",
 		s.verb(s.add()), s.verb(s.list()), s.verb(s.show()), s.verb(s.test()), s.verb(s.verify()), s.verb(s.rotate()),
 		s.verb(s.move("pause NAME", "send nothing for a while", "Sends nothing until 'postern webhook resume'. Events that happen meanwhile are sent then, as far as\nthey are still kept: for a paused webhook, no longer than [queue] history.", "is paused", (*webhook.Store).Pause)),
 		s.verb(s.move("resume NAME", "end a pause", "Goes on where the webhook stopped: first with events that wait for another try, then with new ones.", "is active", (*webhook.Store).Resume)),
