@@ -77,8 +77,8 @@ func short(text string) string {
 	return text
 }
 
-// about lists words by which a reply that names a dead mailbox speaks of something else, which may
-// pass or concerns us.
+// about lists words that show that a reply with the code of a dead mailbox is about something else: trouble
+// that may pass, or ourselves.
 var about = []string{
 	"rate", "rates", "too many", "too much", "too fast", "too quickly", "limit", "limited", "limits", "exceeded",
 	"quota", "full", "storage", "space", "temporary", "temporarily", "try again", "later", "greylisted", "greylisting",

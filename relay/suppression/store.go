@@ -98,7 +98,7 @@ func (s *Store) Import(ctx context.Context, o Owner, entries []Entry, done func(
 	deeds := []audit.Deed{{Action: "suppression import", Object: o.String(), Detail: map[string]any{"entries": len(entries)}}}
 	for part := range slices.Chunk(entries, Chunk) {
 		if err := s.put(ctx, o, part, true, deeds...); err != nil {
-			return fmt.Errorf("%d of %d entries are imported: %w", written, len(entries), err)
+			return fmt.Errorf("%d of %d entries are imported, repeat the import: %w", written, len(entries), err)
 		}
 		deeds = nil // one for all
 		written += len(part)

@@ -239,7 +239,7 @@ func (s *Store) move(ctx context.Context, action, name, sql string, from State) 
 			return err
 		}
 		if f.state != from {
-			return refusal.Invalid("webhook %s is %s, not %s", name, f.state, from)
+			return refusal.Invalid("webhook %s is %s, not %s: see 'postern webhook show %s'", name, f.state, from, name)
 		}
 		_, err = tx.Exec(ctx, sql, f.id)
 		return err
