@@ -66,7 +66,7 @@ func overviewMetrics(t *testing.T) {
 	}
 }
 
-// Many scrapes at once and soon after one another are one reading; a queue that takes
+// Many scrapes concurrently and soon after one another are one reading; a queue that takes
 // long to read is read less often.
 func TestOverviewIsReadSeldom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -151,7 +151,7 @@ func TestOverviewOfAHangingDatabase(t *testing.T) {
 	})
 }
 
-// One that refuses is known at once, tried again after a while, and a defect is trouble
+// One that refuses is known immediately, tried again after a while, and a defect is trouble
 // like any other.
 func TestOverviewOfABrokenDatabase(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -149,7 +149,7 @@ func TestWarmCacheNeedsNoQuery(t *testing.T) {
 		changed := withPassword(1, "new")
 		changed.version = 2
 		users["alice"] = changed
-		verify("new", nil) // at once: what the cache does not know is looked up
+		verify("new", nil) // immediately: what the cache does not know is looked up
 		verify("pw", ErrCredentials)
 		changed.enabled, changed.version = false, 3
 		users["alice"] = changed
@@ -220,7 +220,7 @@ func (h *held) work() {
 // stranger is one of many addresses.
 func stranger(i int) asker { return asker{address: netip.PrefixFrom(ip(i), 32)} }
 
-// A7: never more hashes at once than permits, never more waiting than the queue
+// A7: never more hashes concurrently than permits, never more waiting than the queue
 // holds, and no waiting beyond the patience.
 func TestA7GateBoundsHashing(t *testing.T) {
 	t.Parallel()
@@ -234,7 +234,7 @@ func TestA7GateBoundsHashing(t *testing.T) {
 		}
 		synctest.Wait()
 		if n := len(results); n != clients-permits-queue {
-			t.Errorf("%d were turned away at once, want %d", n, clients-permits-queue)
+			t.Errorf("%d were turned away immediately, want %d", n, clients-permits-queue)
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
@@ -244,7 +244,7 @@ func TestA7GateBoundsHashing(t *testing.T) {
 		close(h.end)
 		synctest.Wait()
 		if most := h.most.Load(); most != permits || g.done.Load() != permits {
-			t.Errorf("%d hashes at once, %d in all; want %d", most, g.done.Load(), permits)
+			t.Errorf("%d hashes concurrently, %d in all; want %d", most, g.done.Load(), permits)
 		}
 		busy := 0
 		for range clients {
@@ -304,8 +304,8 @@ func TestA7DisconnectStormFreesNothing(t *testing.T) {
 	})
 }
 
-// A7: 1,000 logins at once with wrong passwords stay within the memory of the
-// permits. What is held at once is what one hash allocates, 19 MiB and at most a fifth
+// A7: 1,000 concurrent logins with wrong passwords stay within the memory of the
+// permits. The memory held at a time is what one hash allocates, 19 MiB and at most a fifth
 // more with all that is around it, for each permit: TestA7GateBoundsHashing shows that
 // there are no more, and TestA7HeapOfHashes that they leave no garbage. What is added
 // is for a thousand sessions, of which those that find no place to wait are refused.
@@ -444,7 +444,7 @@ func TestA7HeapOfHashesThatEndTogether(t *testing.T) { // alone, for others use 
 }
 
 // A7: hashes leave no garbage behind that adds up: the heap grows by what is computed
-// at once, and a fifth of it.
+// at a time, and a fifth of it.
 func TestA7HeapOfHashes(t *testing.T) { // alone, for others use the heap too
 	const permits, hashes = 2, 24
 	g := newHashing(permits, hashes, time.Hour)

@@ -89,7 +89,7 @@ func TestA5GuessingIsSlow(t *testing.T) {
 }
 
 // A5: a user who is at home in a network is not locked out by guesses from
-// elsewhere, and gets in at once.
+// elsewhere, and gets in immediately.
 func TestA5TheUserGetsInDuringAnAttack(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

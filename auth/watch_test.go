@@ -150,7 +150,7 @@ func TestWatchAfterAGap(t *testing.T) {
 	}
 }
 
-// With LISTEN a change is told at once, and when the connection breaks another is made.
+// With LISTEN a change is told immediately, and when the connection breaks another is made.
 func TestWatchListens(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())

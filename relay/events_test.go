@@ -411,7 +411,7 @@ func newReader(t testing.TB, r *rig.Rig, place string) *reader {
 	life.Go(func() {
 		for ctx.Err() == nil {
 			place = a.live(ctx, place)
-			time.Sleep(20 * time.Millisecond) // a process that ends at once must not keep the machine busy
+			time.Sleep(20 * time.Millisecond) // a process that ends immediately must not keep the machine busy
 		}
 	})
 	a.stop = func() { cancel(); life.Wait() }

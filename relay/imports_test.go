@@ -81,7 +81,7 @@ var arrows = map[string]string{
 	"cmd/postern/demo":      "auth cmd/postern/config cmd/postern/database cmd/postern/node cmd/postern/screen internal/capture internal/owned internal/pgserver migrations relay/certificate relay/queue relay/route relay/smtp relay/upstream internal/refusal",
 	"cmd/postern/explain":   "auth cmd/postern/config cmd/postern/screen internal/refusal internal/units policy policy/quota relay/route relay/seal relay/smtp relay/submission relay/upstream relay/upstream/breaker relay/upstream/budget cmd/postern/receiver cmd/postern/trust relay/connect relay/dkim relay/dkim/keys relay/suppression",
 	"cmd/postern/events":    "auth cmd/postern/screen internal/pg internal/refusal internal/units relay/feed",
-	"cmd/postern/webhook":   "auth cmd/postern/config cmd/postern/screen internal/refusal internal/units relay/feed relay/seal relay/webhook",
+	"cmd/postern/webhook":   "auth cmd/postern/config cmd/postern/events cmd/postern/screen internal/refusal internal/units relay/feed relay/seal relay/webhook",
 	"cmd/postern/handout":   "cmd/postern/config cmd/postern/screen relay/smtp",
 	"cmd/postern/man":       "internal/owned",
 	"cmd/postern/secret":    "internal/owned internal/refusal",

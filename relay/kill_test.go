@@ -60,7 +60,7 @@ func awaitMore(t *testing.T, l *rig.Ledger, n int) {
 }
 
 // TestKillServer kills the server at random moments under load and starts it again
-// at once, and then asks all sides what they know.
+// immediately, and then asks all sides what they know.
 func TestKillServer(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t, false)
@@ -96,7 +96,7 @@ func settle(t *testing.T, r *rig.Rig, load *rig.Load, sink *rig.Sink, nodes ...*
 }
 
 // TestKillPostgres kills the database under load, by turns only its postmaster and
-// all its processes, and starts it again at once. The relay goes on meanwhile.
+// all its processes, and starts it again immediately. The relay goes on meanwhile.
 func TestKillPostgres(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t, true)

@@ -19,7 +19,7 @@ func TestTwoNodes(t *testing.T) {
 	t.Run("stopped", func(t *testing.T) { t.Parallel(); testStoppedNode(t) })
 }
 
-// testShare gives two nodes mail at once: both deliver, and nothing twice.
+// testShare gives two nodes mail concurrently: both deliver, and nothing twice.
 func testShare(t *testing.T) {
 	r := rig.New(t, false)
 	sink := rig.NewSink(t, "", 0)

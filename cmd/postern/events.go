@@ -11,8 +11,7 @@ import (
 )
 
 func (a *app) eventsCmd() *cobra.Command {
-	l := &events.Listing{Out: a.stdout, Warn: a.warn}
-	return l.Command(func(ctx context.Context, do func(context.Context, pg.DB) error) error {
+	return events.Command(a.stdout, a.warn, func(ctx context.Context, do func(context.Context, pg.DB) error) error {
 		return a.withUsers(ctx, func(ctx context.Context, users *accounts) error { return do(ctx, users.pool) })
 	}, invalidUse, noArguments)
 }

@@ -209,7 +209,7 @@ func (g *guide) put(t *testing.T, b block) {
 		name = filepath.Join(g.dir, name)
 	}
 	text := g.here(b.text)
-	if strings.HasSuffix(name, "postern.toml") { // many machines are made up at once
+	if strings.HasSuffix(name, "postern.toml") { // many machines are made up concurrently
 		text += fmt.Sprintf("[admin]\naddress = \"127.0.0.1:%d\"\n", g.admin)
 	}
 	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {

@@ -12,7 +12,7 @@ import (
 	"postern/internal/pgtest"
 )
 
-// A server that finds its private database in use says at once what it waits for, and
+// A server that finds its private database in use says immediately what it waits for, and
 // goes on when the other process is done.
 func TestWaitForPrivateDatabase(t *testing.T) {
 	t.Parallel()

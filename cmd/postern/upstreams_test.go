@@ -270,7 +270,7 @@ func lastReply(h *desk.History) string {
 }
 
 // retryUntil makes the message due until its trace is as wanted: a node notices
-// within seconds that an upstream was changed, not at once.
+// within seconds that an upstream was changed, not immediately.
 func (s *site) retryUntil(t *testing.T, id, what string, wanted func(*desk.History) bool) desk.History {
 	t.Helper()
 	return s.traceUntil(t, id, what, func(h *desk.History) bool {

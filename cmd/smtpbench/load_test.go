@@ -207,7 +207,7 @@ func TestLoadSeesWrongs(t *testing.T) {
 	}
 }
 
-// runPlan sends four messages to two recipients each, and gives up at once on
+// runPlan sends four messages to two recipients each, and gives up immediately on
 // what does not arrive: the relay passes mail on before it answers.
 func runPlan(t *testing.T, relay *relay, at *exchange) result {
 	t.Helper()

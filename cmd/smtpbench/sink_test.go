@@ -53,7 +53,7 @@ func TestSinkTakes(t *testing.T) {
 	first, second := c.message(true).octets(3), append([]byte(received), c.message(true).octets(8)...)
 	in := dialog(first, second)
 	for name, reader := range map[string]io.Reader{
-		"at once":         bytes.NewReader(in),
+		"in one piece":    bytes.NewReader(in),
 		"octet by octet":  iotest.OneByteReader(bytes.NewReader(in)),
 		"half by half":    iotest.HalfReader(bytes.NewReader(in)),
 		"end with octets": iotest.DataErrReader(bytes.NewReader(in)),

@@ -11,7 +11,7 @@ import (
 	"postern/internal/pgtest"
 )
 
-// TestAnotherServer lets three processes of these tests share a server at once,
+// TestAnotherServer lets three processes of these tests share a server concurrently,
 // which none of them has used before.
 func TestAnotherServer(t *testing.T) {
 	t.Parallel()

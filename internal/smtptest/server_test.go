@@ -192,6 +192,6 @@ func TestServerOtherAddress(t *testing.T) {
 		t.Errorf("got %+v", m)
 	}
 	if s.Conns() != 1 || s.PeakConns() != 1 {
-		t.Errorf("%d connections, %d at once", s.Conns(), s.PeakConns())
+		t.Errorf("%d connections, %d at a time", s.Conns(), s.PeakConns())
 	}
 }

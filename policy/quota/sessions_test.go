@@ -129,7 +129,7 @@ func TestSessionsStatements(t *testing.T) {
 	pgtest.Prepare(t, pgtest.Statements(t, texts.Bound))
 }
 
-// TestSessionsExact: two nodes at once never let in more than the limit, nor fewer, in
+// TestSessionsExact: two nodes together never let in more than the limit, nor fewer, in
 // whichever way statements are sent; poolers ask for the others than the usual one.
 func TestSessionsExact(t *testing.T) {
 	t.Parallel()
@@ -157,7 +157,7 @@ func TestSessionsExact(t *testing.T) {
 	}
 }
 
-// fillAndLeave has 50 sessions want in at once where 7 may be, and ends those that are.
+// fillAndLeave has 50 sessions want in concurrently where 7 may be, and ends those that are.
 func fillAndLeave(t *testing.T, db *pgtest.DB, nodes []*Counter) {
 	t.Helper()
 	const most, clients = 7, 50
@@ -214,7 +214,7 @@ func TestSessionsScopes(t *testing.T) {
 	enter(t, s, other, "")
 }
 
-// TestSessionsDeadEpoch: the sessions of a node that died are free at once, and whoever
+// TestSessionsDeadEpoch: the sessions of a node that died are free immediately, and whoever
 // meets their rows deletes them.
 func TestSessionsDeadEpoch(t *testing.T) {
 	t.Parallel()

@@ -10,7 +10,7 @@ import (
 )
 
 // TestAnswers: strangers who ask for the answer to a validation ask the database
-// seldom, and what is written counts at once.
+// seldom, and what is written counts immediately.
 func TestAnswers(t *testing.T) {
 	t.Parallel()
 	const key = "acme/ca.test/challenge_tokens/mail.test.json"

@@ -302,7 +302,7 @@ func TestStrangers(t *testing.T) {
 	}
 }
 
-// TestOneOrder: nodes that start at once share one certificate, and one of them orders.
+// TestOneOrder: nodes that start together share one certificate, and one of them orders.
 func TestOneOrder(t *testing.T) {
 	t.Parallel()
 	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
@@ -471,7 +471,7 @@ func (n *node) awaitLog(text string) {
 }
 
 // TestNotStored: an authority that issues while the database takes nothing is not asked
-// again at once, for it counts what it issues.
+// again immediately, for it counts what it issues.
 func TestNotStored(t *testing.T) {
 	t.Parallel()
 	db, ca, clock := pgtest.New(t), acmetest.New(t, acmetest.Options{}), newFakeClock()

@@ -188,7 +188,7 @@ func TestLock(t *testing.T) {
 	}
 	group.Wait()
 	if most != 1 || runs != 18 {
-		t.Errorf("%d at once, %d runs", most, runs)
+		t.Errorf("%d concurrently, %d runs", most, runs)
 	}
 	var rows int
 	must(t, db.Pool.QueryRow(t.Context(), "select count(*) from certificate_lock").Scan(&rows))

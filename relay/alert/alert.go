@@ -35,7 +35,7 @@ var (
 )
 
 const (
-	pollEvery  = 5 * time.Second  // whether somebody wants a test
+	pollEvery  = 5 * time.Second  // whether a test was asked for
 	firstLook  = time.Minute      // after the start
 	lookEvery  = 10 * time.Minute // a finding counts when it was there at two looks
 	fresh      = 25 * time.Minute // for how long a look counts
@@ -165,7 +165,7 @@ type state struct {
 	now    time.Time // the database's
 }
 
-// mail sends what is to be sent now: after a look, or because somebody wants a test.
+// mail sends the mail that is due after a look, or a test that was asked for.
 func (a *Alerts) mail(ctx context.Context, looked bool) error {
 	s, err := a.state(ctx)
 	if err != nil || !looked && !s.test {
@@ -245,10 +245,10 @@ const (
 	worse            // something is new
 	still            // nothing is
 	well             // all is well again
-	test             // somebody wanted to see one
+	test             // it was asked for
 )
 
-// due is the mail that is to be sent now.
+// due is why a mail is to be sent now.
 func (s *state) due(found []finding) occasion {
 	since := againWarns
 	if s.mailed != nil {
@@ -309,8 +309,8 @@ var (
 // ErrNobody means that no node that runs has an address for alerts.
 var ErrNobody = errors.New("no running node sends alerts: set mail in [alerts] of a node's configuration, and reload it")
 
-// Test has a node send a mail now, and returns its queue id. It waits so long for a node; the error
-// is ErrNobody, or the database's.
+// Test has a node send a mail now, and returns its queue id. The error is ErrNobody if no node has done so
+// within patience, or the database's.
 func Test(ctx context.Context, db pg.DB, patience time.Duration) (id queue.ID, err error) {
 	if _, err := db.Exec(ctx, sqlWantTest); err != nil {
 		return id, fmt.Errorf("ask for an alert: %w", err)

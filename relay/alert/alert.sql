@@ -12,8 +12,8 @@ delete from alert_finding where seen_at < now() - interval '1 day'
 select mailed_at, told, test_at is not null, clock_timestamp() from alert
 
 -- name: current
--- Lists the findings that some node has seen lately, and whether one has seen it twice. The last look
--- tells it best.
+-- Lists the findings that some node has seen lately, as the last look has them, and whether a node has
+-- seen them twice.
 with fresh as (select * from alert_finding where seen_at > now() - @fresh::interval)
 select g.key, l.id, l.status, l.subject, l.text, l.todo, g.since, g.nodes, g.sure
 from (select key, min(since) as since, array_agg(node order by node) as nodes, bool_or(seen_at > since) as sure from fresh group by key) g
@@ -29,7 +29,7 @@ update alert set mailed_at = clock_timestamp(), told = @told::text[], message_id
 update alert set told = @told::text[] where mailed_at is not distinct from @seen::timestamptz
 
 -- name: test
--- Records a mail that somebody wanted.
+-- Records a mail that was asked for.
 update alert set test_at = null, test_id = @message_id where test_at is not null
 
 -- name: want_test

@@ -151,7 +151,7 @@ func TestMails(t *testing.T) {
 	}
 }
 
-// Warnings are told again after a week.
+// Warnings are mailed again after a week.
 func TestWeekly(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
@@ -219,7 +219,7 @@ func TestTest(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	a, other := newAlerts(b, "a"), newAlerts(b, "b")
-	for _, each := range []*Alerts{a, other} { // nobody waits any more
+	for _, each := range []*Alerts{a, other} { // it was given up
 		if err := each.mail(t.Context(), false); err != nil || len(b.mails) != 0 {
 			t.Errorf("%v, %q", err, b.mails)
 		}

@@ -23,7 +23,7 @@ type digest struct {
 	to       []smtp.Address
 	what     occasion
 	found    []finding
-	told     []string // the keys of which the last mail told
+	told     []string // the keys of the last mail's findings
 	now      time.Time
 }
 
@@ -115,7 +115,7 @@ func (d *digest) lines() (lines []string) {
 		"again after a day while something fails, or a week while there are only warnings; and when all is well again.")...)
 }
 
-// ended names what the last mail told of, and is there no more.
+// ended names the findings of the last mail that have ended.
 func (d *digest) ended() (lines []string) {
 	for _, key := range d.told {
 		if !slices.ContainsFunc(d.found, func(f finding) bool { return f.key == key }) && len(lines) < 10 {

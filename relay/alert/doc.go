@@ -8,6 +8,6 @@
 // are one transaction, so a crash neither loses nor doubles one; a mail has the null sender, so nobody
 // is told if it cannot be delivered.
 //
-// Failure: what the database does not answer is asked again at the next look. A mail goes by the queue
+// Failure: after an error of the database, a node tries again at the next look. A mail goes by the queue
 // like other mail, and waits as long as its way is closed.
 package alert

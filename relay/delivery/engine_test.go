@@ -131,7 +131,7 @@ func TestReuse(t *testing.T) {
 		t.Errorf("%d messages, want %d", got, n)
 	}
 	if peak.Load() > 3 {
-		t.Errorf("%d connections at once, 3 are allowed", peak.Load())
+		t.Errorf("%d connections at a time, 3 are allowed", peak.Load())
 	}
 	if conns := server.Conns(); conns > 6 {
 		t.Errorf("%d connections for %d messages", conns, n)
@@ -163,7 +163,7 @@ func TestPerConnection(t *testing.T) {
 }
 
 // TestIdleClosed has the server end the connection between two messages, in the
-// ways in which that is done: the second message must go out at once over another.
+// ways in which that is done: the second message must go out immediately over another.
 func TestIdleClosed(t *testing.T) {
 	t.Parallel()
 	after := map[string]smtptest.Action{
@@ -297,7 +297,7 @@ func TestUnreachable(t *testing.T) {
 }
 
 // TestMended has an account mended while its destination is left alone: the next
-// message is tried at once.
+// message is tried immediately.
 func TestMended(t *testing.T) {
 	t.Parallel()
 	server := smtptest.Start(t, smtptest.Config{Hooks: map[smtptest.Phase]smtptest.Hook{smtptest.PhaseBanner: smtptest.Once(smtptest.Reply("554 go away"))}})
@@ -326,7 +326,7 @@ func TestMended(t *testing.T) {
 	}
 }
 
-// TestRefusedConnections has a server that takes two connections at once and greets
+// TestRefusedConnections has a server that takes two connections at a time and greets
 // more with 421: everything is delivered over the two.
 func TestRefusedConnections(t *testing.T) {
 	t.Parallel()

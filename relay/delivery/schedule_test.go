@@ -89,7 +89,7 @@ func TestBackoff(t *testing.T) {
 }
 
 // TestAskedEndsBackoff has an operator mend a server and ask for its mail: it is
-// tried at once and not when the table says so.
+// tried immediately and not when the table says so.
 func TestAskedEndsBackoff(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -213,7 +213,7 @@ func TestBusy(t *testing.T) {
 	})
 }
 
-// TestClaimPace has a queue whose Wait returns at once although nothing can be
+// TestClaimPace has a queue whose Wait returns immediately although nothing can be
 // claimed: the engine must not spin.
 func TestClaimPace(t *testing.T) {
 	t.Parallel()

@@ -7,8 +7,7 @@ import (
 	"time"
 )
 
-// Cursor is a place in the feed: behind a row, and so behind the event of it. The zero Cursor is in
-// front of all that is kept.
+// Cursor is a place in the feed, behind a row and its event. The zero Cursor is in front of all that is kept.
 type Cursor struct {
 	incarnation int64 // when it began, in microseconds since 1970
 	feedAt      int64
@@ -26,10 +25,10 @@ func (c Cursor) Leniently() Cursor {
 	return c
 }
 
-// Lenient reports that a cursor is such a reader's, which is not yet past what was deleted.
+// Lenient reports whether the place is of such a reader, and not yet past what retention has deleted.
 func (c Cursor) Lenient() bool { return c.lenient }
 
-// ErrCursor means that a text is not a cursor of this program.
+// ErrCursor means that a text is not a cursor.
 var ErrCursor = errors.New("not a cursor")
 
 // String is the cursor's text, of the letters, digits and marks of a URL: at most 120 octets.
@@ -61,7 +60,7 @@ type GoneError struct {
 // Error says how to go on.
 func (e *GoneError) Error() string {
 	return "the cursor is older than what is kept: events until " + e.Until.UTC().Format(time.RFC3339) +
-		" may be missing; go on without a cursor, which begins with the oldest event that is left, or from a time"
+		" may be missing; begin again without a cursor, with the oldest event that is left, or at a time"
 }
 
 // state is the feed in the snapshot of a page.

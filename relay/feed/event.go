@@ -37,7 +37,7 @@ const (
 	SuppressionRemoved Kind = "suppression.removed"
 )
 
-// The other kinds, which no user hears of. Audit is an admin's deed, the rest are rows of table event.
+// The other kinds, which no user hears of. Audit is what an admin did, the rest are rows of table event.
 const (
 	Audit              Kind = "audit"
 	LimitNear          Kind = "limit.near"
@@ -54,7 +54,7 @@ const (
 	DKIMKey            Kind = "dkim.key"
 )
 
-// ofUser reports a kind that the user hears of whom it is about.
+// ofUser reports whether the user whom an event of the kind is about hears of it.
 func (k Kind) ofUser() bool { return k == Refused || k == SuppressionAdded || k == SuppressionRemoved }
 
 // Kinds are all kinds, those of mail first, then those of a user.
@@ -110,7 +110,7 @@ type Event struct {
 	userID int64
 }
 
-// Message are the facts of the message that an event is about.
+// Message describes the message that an event is about.
 type Message struct {
 	ID         uuid.UUID `json:"id"`         // the queue's
 	HeaderID   string    `json:"message_id"` // the Message-ID field; "" in a message without one
@@ -138,8 +138,8 @@ type Remote struct {
 	TLS     string `json:"tls"` // "TLS1.3 TLS_AES_128_GCM_SHA256", "" in clear
 }
 
-// idOf makes the id of an event of its row: a UUIDv8 (RFC 9562). The time is in it, for a restored
-// database gives the same numbers to other rows.
+// idOf derives the id of an event, a UUIDv8 (RFC 9562), from its row. The time is part of it, since a
+// restored database gives the same numbers to other rows.
 func idOf(source int, key string, at time.Time) uuid.UUID {
 	sum := sha256.Sum256(fmt.Appendf(nil, "postern event %d %s %d", source, key, at.UnixMicro()))
 	id := uuid.UUID(sum[:16])

@@ -20,8 +20,8 @@ var (
 	sqlHolder = texts.Bind("holder")
 )
 
-// markEvery is how often a node asks whether a mark is due: so an incarnation begins soon after the
-// database is another one.
+// markEvery is how often a node asks whether a mark is due, and so how soon an incarnation begins after the
+// database has become another one.
 const markEvery = 5 * time.Second
 
 // Mark writes the mark of this minute if no node has, and begins an incarnation if the database is
@@ -64,7 +64,7 @@ type Marker struct {
 	loop    sync.WaitGroup
 }
 
-// NewMarker makes one; guard, which may be nil, keeps what panics from ending the process.
+// NewMarker makes a Marker; guard, which may be nil, keeps a panic from ending the process.
 func NewMarker(db pg.DB, log *slog.Logger, guard *panics.Guard) *Marker {
 	return &Marker{db: db, log: log, guard: guard}
 }
@@ -118,7 +118,7 @@ func (m *Marker) mark(ctx context.Context) {
 		}
 	}
 	if err != nil && !m.failing && ctx.Err() == nil {
-		m.log.Warn("feed: a mark cannot be written; readers of events will see more of them again", "error", err)
+		m.log.Warn("feed: cannot write a mark, will retry; until then, readers would get more events again after a restore", "error", err)
 	}
 	m.failing = err != nil
 }

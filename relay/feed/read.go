@@ -107,7 +107,7 @@ func read(ctx context.Context, tx pgx.Tx, from Cursor, horizon int64, f Filter) 
 	return page, rows.Err()
 }
 
-// Newest is the place behind all that can be read now.
+// Newest finds the place behind all that can be read now.
 func Newest(ctx context.Context, db pg.DB) (c Cursor, err error) {
 	c.source = sources
 	if err := db.QueryRow(ctx, sqlNewest).Scan(&c.incarnation, &c.feedAt); err != nil {
@@ -116,8 +116,7 @@ func Newest(ctx context.Context, db pg.DB) (c Cursor, err error) {
 	return c, nil
 }
 
-// Before is a place in front of all events of a time and later, by a few minutes or as far as the feed
-// goes back.
+// Before finds a place a few minutes in front of a time, or in front of all that is kept.
 func Before(ctx context.Context, db pg.DB, since time.Time) (c Cursor, err error) {
 	c.lenient = true
 	if err := db.QueryRow(ctx, sqlBefore, since).Scan(&c.incarnation, &c.feedAt); err != nil {
@@ -222,8 +221,8 @@ var ErrNoUser = errors.New("no such user")
 
 var sqlFormerUser = texts.Bind("former_user", "name")
 
-// FormerUser finds a user who was removed, by its canonical name. The error is ErrNoUser, also where
-// another user has the name now, or the database's.
+// FormerUser finds a user who was removed, by its canonical name. The error is ErrNoUser, also if another
+// user has the name now, or the database's.
 func FormerUser(ctx context.Context, db pg.DB, name string) (id int64, err error) {
 	err = db.QueryRow(ctx, sqlFormerUser, name).Scan(&id)
 	if errors.Is(err, pgx.ErrNoRows) {

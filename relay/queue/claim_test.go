@@ -133,7 +133,7 @@ func TestClaimKeepsMessagesTogether(t *testing.T) {
 	}
 }
 
-// Two nodes that claim at once get each row once.
+// Two nodes that claim concurrently get each row once.
 func TestClaimOnce(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
@@ -187,7 +187,7 @@ func TestClaimOnce(t *testing.T) {
 	}
 }
 
-// Another node hears of new work at once, and without NOTIFY at the next poll (F16).
+// Another node hears of new work immediately, and without NOTIFY at the next poll (F16).
 func TestWaitHears(t *testing.T) {
 	t.Parallel()
 	for _, silent := range []bool{false, true} {
@@ -248,7 +248,7 @@ func TestWaitForDue(t *testing.T) {
 	}
 }
 
-// A message with very many recipients is not claimed at once, for what a claim takes
+// A message with very many recipients is not claimed whole, for what a claim takes
 // is held in memory; but all of it in the end.
 func TestClaimBoundsRecipients(t *testing.T) {
 	t.Parallel()

@@ -20,8 +20,8 @@ import (
 	"postern/relay/queue/reserve"
 )
 
-// waryStatements is how many statements look whose keys are in the table (admit) after one failed
-// since a key was. Copies come in loops, and PostgreSQL logs each failure.
+// waryStatements is how many statements with keys call admit, which expects copies, after one that does
+// not has failed because of a copy. Copies come in loops, and PostgreSQL logs each failure.
 const waryStatements = 64
 
 // blockedTime bounds how long a group waits for a table that somebody has locked, one lock_timeout after

@@ -314,7 +314,7 @@ func TestEnqueueIsFenced(t *testing.T) {
 			if n := count(t, db, `select count(*) from message where id = $1`, m.ID); n != 0 {
 				t.Fatal("the message is there")
 			}
-			// It was told so by the database and takes a new epoch at once.
+			// It was told so by the database and takes a new epoch immediately.
 			eventually(t, "the node stores mail again", func() bool { return q.Available() == nil })
 		})
 	}

@@ -2,6 +2,7 @@ package queue_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -201,9 +202,8 @@ func TestAdminsEntryStays(t *testing.T) {
 func TestImportedBounce(t *testing.T) {
 	t.Parallel()
 	b := newSuppressing(t)
-	until, owner := time.Now().Add(time.Hour), suppression.Owner{UserID: 1, Name: "shop"}
-	list, err := suppression.Check(owner, []suppression.Entry{
-		{Address: "again@example.net", Source: suppression.Bounce, ExpiresAt: &until}, {Address: "well@example.net", Source: suppression.Bounce, ExpiresAt: &until}})
+	until, owner := time.Now().Add(time.Hour).Format(time.RFC3339), suppression.Owner{UserID: 1, Name: "shop"}
+	list, err := suppression.ParseCSV(strings.NewReader("address,source,expires\nagain@example.net,bounce,"+until+"\nwell@example.net,bounce,"+until+"\n"), owner)
 	if err == nil {
 		err = suppression.NewStore(b.db.Pool, "alice").Import(t.Context(), owner, list, func(int) {})
 	}

@@ -22,7 +22,7 @@ var sqlWrite = texts.Bind("write", "user_id", "address", "count", "reply", "sinc
 const (
 	writeEvery = time.Minute
 	callTime   = 5 * time.Second
-	addresses  = 1000 // that are told of at a time; those of further ones are told as a sum for each user
+	addresses  = 1000 // with events of their own in a minute; further ones are summed up for each user
 	most       = 2 * addresses
 )
 
@@ -76,7 +76,7 @@ func (c *Counter) add(k key, more count) {
 	c.counts[k] = more
 }
 
-// Run writes the events until ctx ends, and then the last.
+// Run writes events until ctx ends, and then the last ones.
 func (c *Counter) Run(ctx context.Context) {
 	tick := time.NewTicker(writeEvery)
 	defer tick.Stop()
@@ -91,8 +91,8 @@ func (c *Counter) Run(ctx context.Context) {
 	}
 }
 
-// write writes what was counted. After an error the counts go into the next event: they are told twice
-// if only the answer was lost.
+// write writes what was counted. After an error the counts go into the next event, and so twice into the
+// feed if only the answer was lost.
 func (c *Counter) write(ctx context.Context) {
 	c.mu.Lock()
 	counts := c.counts

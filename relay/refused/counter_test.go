@@ -34,7 +34,7 @@ func told(t *testing.T, db *pgtest.DB) []string {
 
 func to(n int) smtp.Address { return smtp.Address{Local: fmt.Sprint("b", n), Domain: "example.net"} }
 
-// One event for each user and address, with the count; and what was told is not told again.
+// One event for each user and address, with the count, and none for what was written before.
 func TestCounts(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
@@ -51,7 +51,7 @@ func TestCounts(t *testing.T) {
 	}
 }
 
-// What many addresses cost is bounded, and none is left out of the counts.
+// Many addresses take bounded memory, and all refusals are counted.
 func TestBounded(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
@@ -72,7 +72,7 @@ func TestBounded(t *testing.T) {
 	}
 }
 
-// Without the database, what was counted is told later.
+// Counts that the database does not take are written later.
 func TestWritesLater(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)

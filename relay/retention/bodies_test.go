@@ -109,7 +109,7 @@ func TestTurnMovesWhatWaits(t *testing.T) {
 	}
 	round()
 	if turnOf(t, db, m.ID) < 0 {
-		t.Fatal("moved at once")
+		t.Fatal("moved immediately")
 	}
 	turns.age = 0
 	round()

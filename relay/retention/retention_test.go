@@ -32,7 +32,7 @@ insert into recipient (message_id, n, user_id, held_at, expires_at, tell, notify
 select id, 0, 1, now(), now(), 0, 0, 'x', 'x', 'x', '', '' from new where %[3]s`, n, days, live))
 }
 
-// walk has every batch come at once, to the end.
+// walk has every batch come immediately, to the end.
 func walk(t *testing.T, db *pgtest.DB, r *Retention, conn *pgx.Conn) (batches int) {
 	t.Helper()
 	for {

@@ -56,7 +56,7 @@ func TestLoadOrCreate(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "secret.key")
 	keys := make([]string, 8)
 	var group sync.WaitGroup
-	for i := range keys { // several processes that start at once agree on one key
+	for i := range keys { // several processes that start together agree on one key
 		group.Go(func() {
 			s, err := LoadOrCreate(path)
 			if err != nil {

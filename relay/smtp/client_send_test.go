@@ -437,7 +437,7 @@ func TestClientBodies(t *testing.T) {
 	}
 }
 
-// TestClientManyRecipients: more than may be unanswered at once.
+// TestClientManyRecipients: more than may be unanswered at a time.
 func TestClientManyRecipients(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{maxUnanswered - 3, maxUnanswered - 2, maxUnanswered - 1, maxUnanswered, 3*maxUnanswered + 7} {

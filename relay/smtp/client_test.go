@@ -330,7 +330,7 @@ func TestClientClosed(t *testing.T) {
 	}
 }
 
-// TestClientCancelled: a context that ends interrupts every step at once.
+// TestClientCancelled: a context that ends interrupts every step immediately.
 func TestClientCancelled(t *testing.T) {
 	t.Parallel()
 	phases := map[smtptest.Phase]string{

@@ -76,7 +76,7 @@ func TestA28Time(t *testing.T) {
 	}
 }
 
-// TestA28Drip: a reply that comes octet by octet has no more time than one at once.
+// TestA28Drip: a reply that comes octet by octet has no more time than one that comes whole.
 func TestA28Drip(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -132,7 +132,7 @@ func TestClientBodyDeadline(t *testing.T) {
 		want     string
 		min, max time.Duration
 	}{
-		// The server reads 16 KiB at once, so a block of 32 takes a minute of 3.
+		// The server reads 16 KiB at a time, so a block of 32 takes a minute of 3.
 		{"slow", false, "delivered", 15 * time.Minute, 30 * time.Minute},
 		{"stopped", true, "retry, trouble at body", 3 * time.Minute, 3 * time.Minute},
 	}

@@ -56,7 +56,7 @@ func fate(reply Reply, dotSent bool) string {
 func converse(t *testing.T, s *smtptest.Server, wantUsable bool) (how string, usable bool) {
 	t.Helper()
 	conn, err := net.Dial("tcp", s.Addr())
-	if err != nil { // a server that resets at once may be faster than our side of connect
+	if err != nil { // a server that resets immediately may be faster than our side of connect
 		return "trouble at greeting", false
 	}
 	c := NewClient(conn, testConfig())
@@ -312,11 +312,11 @@ func TestA28Verdicts(t *testing.T) {
 		{"250 DATA", data, always(raw("250 ok\r\n")), "retry, trouble at data", false},
 		{"350 DATA", data, always(raw("350 ok\r\n")), "retry, trouble at data", false},
 		{"multi-line 354", data, always(raw(multi("354"))), "delivered", true},
-		{"354 and 250 at once", data, always(raw("354 go\r\n250 ok\r\n")), "retry, trouble at body", false},
-		{"354 and 550 at once", data, always(raw("354 go\r\n550 5.7.1 no\r\n")), "retry, trouble at body", false},
-		{"354 and 421 at once", data, always(then(raw("354 go\r\n421 4.3.2 bye\r\n"), end)), "deferred 421, 421 at body", false},
+		{"354 and 250 together", data, always(raw("354 go\r\n250 ok\r\n")), "retry, trouble at body", false},
+		{"354 and 550 together", data, always(raw("354 go\r\n550 5.7.1 no\r\n")), "retry, trouble at body", false},
+		{"354 and 421 together", data, always(then(raw("354 go\r\n421 4.3.2 bye\r\n"), end)), "deferred 421, 421 at body", false},
 		{"354 and half a reply", data, always(then(raw("354 go\r\n25"), end)), "retry, trouble at body", false},
-		{"451 and 421 at once", data, always(then(raw("451 4.3.0 later\r\n421 4.3.2 bye\r\n"), end)), "deferred 451", false},
+		{"451 and 421 together", data, always(then(raw("451 4.3.0 later\r\n421 4.3.2 bye\r\n"), end)), "deferred 451", false},
 
 		// The final dot.
 		{"250 dot", dot, always(raw("250 2.0.0 ok\r\n")), "delivered", true},

@@ -103,7 +103,7 @@ func TestReadReplyAtItsLimits(t *testing.T) {
 	}
 }
 
-// A bare LF must be refused at once: its server waits for us as we would for it.
+// A bare LF must be refused immediately: its server waits for us as we would for it.
 func TestReadReplyDoesNotWaitBehindBareLF(t *testing.T) {
 	t.Parallel()
 	r := NewReader(&stall{parts: []string{"250 ok\n"}})

@@ -59,7 +59,7 @@ func BenchmarkSessionClear(b *testing.B) {
 	b.ReportAllocs()
 	b.SetBytes(int64(len(message)))
 	for b.Loop() {
-		for range 4 { // MAIL, RCPT, DATA and what follows the dot at once
+		for range 4 { // MAIL, RCPT, DATA and what follows the dot in one write
 			s.next()
 			if s.tx == nil {
 				break

@@ -233,7 +233,7 @@ func TestA8Headers(t *testing.T) {
 	}
 }
 
-// TestA8MemoryBudget: many sessions at once send more than there is room for. Some
+// TestA8MemoryBudget: many concurrent sessions send more than there is room for. Some
 // hear 452, none is hurt, and the budgets are never exceeded.
 func TestA8MemoryBudget(t *testing.T) {
 	t.Parallel()

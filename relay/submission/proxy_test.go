@@ -334,7 +334,7 @@ func TestProxyPortChecked(t *testing.T) {
 	waitFor(t, "it is counted", func() bool { return ts.Stats().RefusedByProxy == 1 })
 }
 
-// TestProxyInPieces: a header may come octet by octet, and SMTP behind it at once.
+// TestProxyInPieces: a header may come octet by octet, and SMTP behind it in the same packet.
 func TestProxyInPieces(t *testing.T) {
 	t.Parallel()
 	ts := startServer(t, behind)

@@ -84,7 +84,7 @@ func FuzzSession(f *testing.F) {
 		slow, slowQueued := runRaw(t, ts, text, 1)
 		checkReplies(t, slow, slowQueued)
 		if slowQueued != queued && !bytes.Contains(bytes.ToUpper(text), []byte("DATA")) {
-			t.Errorf("%d messages queued at once, %d octet by octet", queued, slowQueued)
+			t.Errorf("%d messages queued in one piece, %d octet by octet", queued, slowQueued)
 		}
 		if n := ts.Stats().Panics; n != 0 {
 			t.Fatalf("%d panics", n)

@@ -109,7 +109,7 @@ func (c *client) expectRevoked() {
 	c.expectClosed()
 }
 
-// TestRecheckIdle: whoever's credential works no longer hears 421 at once, on both kinds
+// TestRecheckIdle: a session whose credential no longer works hears 421 immediately, on both kinds
 // of listener; nobody else does.
 func TestRecheckIdle(t *testing.T) {
 	t.Parallel()
@@ -399,14 +399,14 @@ func (ts *testServer) revokeAll(t testing.TB, clients []*client) {
 }
 
 // TestRecheckThousand: 1,000 idle sessions of 100 users are all told, with few lookups
-// at once. BenchmarkRecheckThousand says how soon.
+// at a time. BenchmarkRecheckThousand says how soon.
 func TestRecheckThousand(t *testing.T) {
 	t.Parallel()
 	const users, each = 100, 10
 	ts, current, clients := manySessions(t, users, each)
 	ts.revokeAll(t, clients)
 	if n := current.calls(); n != users || current.most > maxLookups {
-		t.Errorf("%d lookups, %d at once; want %d and at most %d", n, current.most, users, maxLookups)
+		t.Errorf("%d lookups, %d concurrently; want %d and at most %d", n, current.most, users, maxLookups)
 	}
 	for _, c := range clients {
 		c.conn.Close()

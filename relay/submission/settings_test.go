@@ -49,7 +49,7 @@ func TestReconfigure(t *testing.T) {
 	}
 }
 
-// TestReconfigureSharedBounds: what bounds all sessions together holds at once.
+// TestReconfigureSharedBounds: what bounds all sessions together holds immediately.
 func TestReconfigureSharedBounds(t *testing.T) {
 	t.Parallel()
 	ts := startServer(t)

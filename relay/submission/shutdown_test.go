@@ -28,7 +28,7 @@ func (ts *testServer) shutdownIn(d time.Duration) <-chan error {
 	return done
 }
 
-// TestShutdownIdle: sessions between transactions hear 421 at once, wherever they
+// TestShutdownIdle: sessions between transactions hear 421 immediately, wherever they
 // are, and no new ones are taken. What was waited for would be cut, for nothing ends
 // by itself.
 func TestShutdownIdle(t *testing.T) {

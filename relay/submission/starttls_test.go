@@ -129,7 +129,7 @@ func TestA4AuthInClear(t *testing.T) {
 	}
 }
 
-// TestA4PlaintextOnTLSPort is closed at once, without an SMTP reply.
+// TestA4PlaintextOnTLSPort is closed immediately, without an SMTP reply.
 func TestA4PlaintextOnTLSPort(t *testing.T) {
 	t.Parallel()
 	ts := startServer(t)

@@ -98,7 +98,7 @@ func TestA11AbandonedHandshakes(t *testing.T) {
 	ts.login(t).cmd(221, "QUIT")
 }
 
-// TestA11StuckHandshakes holds more handshakes open than are computed at once,
+// TestA11StuckHandshakes holds more handshakes open than are computed concurrently,
 // before the first octet and after the last that a server answers; the next client
 // does not wait for them.
 func TestA11StuckHandshakes(t *testing.T) {

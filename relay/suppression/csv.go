@@ -15,11 +15,11 @@ import (
 // columns of the file, in the order of Export. Those after reply are not imported.
 var csvColumns = []string{"address", "source", "reason", "added", "expires", "reply", "hits", "last_hit"}
 
-// MaxImport bounds the entries of one file.
-const MaxImport = 2_000_000
+// maxImport bounds the entries of one file.
+const maxImport = 2_000_000
 
-// ParseCSV reads entries from a CSV file, whose first line names its columns. Errors: the reader's, or
-// refusal.ErrInvalid, which says which line is wrong; the addresses are left to Check.
+// ParseCSV reads the entries of an owner from a CSV file, whose first line names its columns; of several lines
+// with one address the last counts. Errors: the reader's, or refusal.ErrInvalid, which says which line is wrong.
 func ParseCSV(in io.Reader, o Owner) ([]Entry, error) {
 	r := csv.NewReader(in)
 	r.ReuseRecord = true
@@ -38,14 +38,14 @@ func ParseCSV(in io.Reader, o Owner) ([]Entry, error) {
 		}
 	}
 	if !slices.Contains(columns, "address") {
-		return nil, refusal.Invalid("line 1: there is no column address")
+		return nil, refusal.Invalid("line 1: the column address is missing")
 	}
 	var list []Entry
 	now := time.Now()
 	for {
 		record, err := r.Read()
 		if errors.Is(err, io.EOF) {
-			return list, nil
+			return latest(list), nil
 		}
 		if err != nil {
 			return nil, invalidCSV(err)
@@ -58,8 +58,8 @@ func ParseCSV(in io.Reader, o Owner) ([]Entry, error) {
 		if err != nil {
 			return nil, refusal.Invalid("line %d: %v", line, err)
 		}
-		if list = append(list, e); len(list) > MaxImport {
-			return nil, refusal.Invalid("the file has more than %d entries: divide it", MaxImport)
+		if list = append(list, e); len(list) > maxImport {
+			return nil, refusal.Invalid("the file has more than %d entries: divide it", maxImport)
 		}
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"postern/relay/smtp"
 )
 
-// The makers of entries.
+// The sources of entries.
 const (
 	Bounce = "bounce"
 	Admin  = "admin"
@@ -81,7 +81,7 @@ func ParseKey(text string, global bool) (string, error) {
 	return "*@" + below + a.DomainKey(), nil
 }
 
-// IsPattern reports an entry that blocks a domain.
+// IsPattern reports whether the entry blocks a domain.
 func (e *Entry) IsPattern() bool { return strings.HasPrefix(e.Address, "*@") }
 
 // Rule names the entry, for the log and for explain.

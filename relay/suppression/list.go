@@ -33,7 +33,7 @@ const (
 	trustTime  = 2 * time.Second // since a look began: then the database is asked about each address
 	callTime   = 5 * time.Second // bounds one statement
 	tidyEvery  = time.Hour       // old entries go, and what is known is read anew
-	maxKnown   = 1 << 20         // addresses in memory: beyond it the database is asked about each
+	maxKnown   = 1 << 20         // addresses in memory: beyond it the database is asked about each address
 	maxHits    = 1 << 12         // entries whose hits wait to be written
 	hitsEvery  = 5 * time.Second
 	prunedOnce = 10_000
@@ -51,7 +51,7 @@ type List struct {
 	seed maphash.Seed
 
 	mu    sync.RWMutex
-	known map[uint64]struct{} // addresses and patterns with an entry of somebody; a few may have none any more
+	known map[uint64]struct{} // addresses and patterns with an entry of any user; some may have ended
 	asked time.Time           // when the last look began that succeeded; zero: none is trusted
 	full  bool                // there are too many to be known
 	hits  map[hitKey]hit
@@ -89,7 +89,7 @@ func (l *List) Find(ctx context.Context, user int64, to smtp.Address) (*Entry, e
 	return Find(ctx, l.cfg.DB, user, to)
 }
 
-// Find asks the database, as List.Find does if it has to.
+// Find returns the same as List.Find, and always asks the database.
 func Find(ctx context.Context, db pg.DB, user int64, to smtp.Address) (*Entry, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
@@ -123,7 +123,7 @@ func (l *List) Refused(e *Entry) {
 	}
 }
 
-// Maybe reports that an address may have an entry of somebody, or match one. It asks nobody.
+// Maybe reports whether an address may have an entry of any user, or match one, as far as memory tells.
 func (l *List) Maybe(a smtp.Address) bool {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
@@ -141,7 +141,7 @@ func (l *List) Maybe(a smtp.Address) bool {
 	return false
 }
 
-// Entries is how many addresses are known; -1 while there are too many, or none is known.
+// Entries is how many addresses are in memory; -1 if there are too many, or before the first look.
 func (l *List) Entries() int {
 	l.mu.RLock()
 	defer l.mu.RUnlock()

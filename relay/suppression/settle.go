@@ -33,7 +33,8 @@ type End struct {
 	Reply   smtp.Reply // of a bounce
 }
 
-// Bounced queues what adds an entry for each of ends, in the transaction that writes them into the history.
+// Bounced queues the statement that adds an entry for each of ends, in the transaction that writes them into
+// the history.
 func (l *List) Bounced(batch *pgx.Batch, ends []End) {
 	c := columnsOf(ends)
 	batch.Queue(sqlBounced, c.id, c.n, c.at, c.epoch, c.address, c.reply, Span, Longest)
@@ -44,8 +45,8 @@ func (l *List) Bounced(batch *pgx.Batch, ends []End) {
 	}
 }
 
-// Delivered queues what removes the entries of addresses that Maybe have one, in the transaction that
-// writes ends into the history.
+// Delivered queues the statement that removes the entries of bounces of the addresses of ends, in the
+// transaction that writes ends into the history.
 func (l *List) Delivered(batch *pgx.Batch, ends []End) {
 	c := columnsOf(ends)
 	batch.Queue(sqlDelivered, c.id, c.n, c.at, c.epoch, c.address)
@@ -76,8 +77,8 @@ func short(text string) string {
 	return text
 }
 
-// about lists words by which a reply that names a dead mailbox speaks of something else, which may
-// pass or concerns us.
+// about lists words that show that a reply with the code of a dead mailbox is about something else: trouble
+// that may pass, or ourselves.
 var about = []string{
 	"rate", "rates", "too many", "too much", "too fast", "too quickly", "limit", "limited", "limits", "exceeded",
 	"quota", "full", "storage", "space", "temporary", "temporarily", "try again", "later", "greylisted", "greylisting",

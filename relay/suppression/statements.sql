@@ -1,5 +1,5 @@
 -- The statements about entries. Those about outcomes run in the transaction that settles them, after
--- what writes the history, and wait for no row: an entry that somebody has in hand stays as it is.
+-- the history is written, and wait for no row: an entry that another transaction has locked stays as it is.
 
 -- name: find
 -- The entry that holds for an address: that of all users before the user's own.
@@ -10,15 +10,15 @@ where s.user_id in (0, @user_id) and s.address = any(@addresses::text[]) and (s.
 order by s.user_id, s.address limit 1
 
 -- name: changes
--- Reads what was added by transactions since one, and that from which on the next look has to ask:
--- all before it have ended.
+-- Reads what transactions from @since on have added, and from which transaction on the next look has to ask:
+-- all before that have ended.
 select x.since::text, s.address
 from (select pg_snapshot_xmin(pg_current_snapshot()) as since) x
 left join lateral (select address from suppression where changed >= @since::text::xid8 limit @most) s on true
 
 -- name: bounced
--- Adds an entry for each bounce, or makes one live longer that lives already. A message that was
--- accepted before the last bounce has no more to say, nor has an admin's entry.
+-- Adds an entry for each bounce, or prolongs the one that lives. A message that was accepted before the
+-- last bounce changes nothing, and no bounce changes an admin's entry.
 with bounce as (
 	select distinct on (m.user_id, u.address) m.user_id, m.accepted_at, u.*
 	from unnest(@message_id::uuid[], @n::int[], @at::timestamptz[], @epoch::bigint[], @address::text[], @reply::text[])
@@ -72,7 +72,7 @@ from (select s.user_id, s.address, u.n, u.at
 where s.user_id = u.user_id and s.address = u.address
 
 -- name: prune
--- Deletes what ended a day ago, and what users had who were removed.
+-- Deletes entries that ended a day ago, and those of removed users.
 delete from suppression s using (
 	select s.user_id, s.address from suppression s
 	where s.expires_at < clock_timestamp() - interval '1 day'
@@ -81,7 +81,7 @@ delete from suppression s using (
 where s.user_id = old.user_id and s.address = old.address
 
 -- name: put
--- Entries of admins, and those of bounces that are imported, take the place of what is there.
+-- Entries of admins, and imported ones of bounces, replace existing ones.
 with put as (insert into suppression as s (user_id, address, source, reason, reply, added_at, expires_at, struck_at)
 select @user_id, u.address, u.source, u.reason, u.reply, coalesce(u.added_at, clock_timestamp()), u.expires_at,
 	case u.source when 'bounce' then coalesce(u.added_at, clock_timestamp()) end

@@ -24,8 +24,8 @@ var (
 // Chunk is how many entries one transaction of Import writes, and one look of Each reads.
 const Chunk = 1000
 
-// MaxReason bounds the reason of an entry, in octets.
-const MaxReason = 500
+// maxReason bounds the reason of an entry, in octets.
+const maxReason = 500
 
 // Owner is whose entries they are.
 type Owner struct {
@@ -62,26 +62,28 @@ func (e *Entry) check(o Owner, now time.Time) (err error) {
 	case e.Source != Admin && e.Source != Bounce:
 		return refusal.Invalid("source %q is neither %s nor %s", e.Source, Bounce, Admin)
 	case e.Source == Bounce && (o.UserID == 0 || e.ExpiresAt == nil):
-		return refusal.Invalid("an entry of a bounce is of a user, and expires")
-	case len(e.Reason) > MaxReason:
-		return refusal.Invalid("the reason has %d octets, at most %d are allowed", len(e.Reason), MaxReason)
+		return refusal.Invalid("an entry with source %s is for --user and needs a time in expires", Bounce)
+	case len(e.Reason) > maxReason:
+		return refusal.Invalid("the reason has %d octets, at most %d are allowed", len(e.Reason), maxReason)
 	case e.ExpiresAt != nil && !e.ExpiresAt.After(now):
-		return refusal.Invalid("it would have expired already")
+		return refusal.Invalid("expires must be in the future")
 	}
 	return nil
 }
 
-// Add suppresses addresses for a reason until a time, nil for ever, and returns the entries, which take
-// the place of those that are there. Errors: refusal.ErrInvalid.
+// Add suppresses addresses for a reason until a time, nil for ever, and returns the entries, which replace
+// existing ones. Errors: refusal.ErrInvalid.
 func (s *Store) Add(ctx context.Context, o Owner, addresses []string, reason string, expires *time.Time) ([]Entry, error) {
 	var list []Entry
+	now := time.Now()
 	for _, a := range addresses {
-		list = append(list, Entry{Address: a, Reason: reason, ExpiresAt: expires})
+		e := Entry{Address: a, Reason: reason, ExpiresAt: expires}
+		if err := e.check(o, now); err != nil {
+			return nil, err
+		}
+		list = append(list, e)
 	}
-	list, err := Check(o, list)
-	if err != nil {
-		return nil, err
-	}
+	list = latest(list)
 	detail := map[string]any{"addresses": addressesOf(list), "reason": reason}
 	if expires != nil {
 		detail["expires"] = expires
@@ -89,14 +91,14 @@ func (s *Store) Add(ctx context.Context, o Owner, addresses []string, reason str
 	return list, s.put(ctx, o, list, false, audit.Deed{Action: "suppression add", Object: o.String(), Detail: detail})
 }
 
-// Import adds entries as Check leaves them, Chunk by Chunk, as Add does; done hears how many are written.
-// Errors are the database's.
+// Import adds entries that ParseCSV has returned, one transaction for each Chunk, and replaces existing ones;
+// done hears how many are written. Errors are the database's.
 func (s *Store) Import(ctx context.Context, o Owner, entries []Entry, done func(n int)) error {
 	written := 0
 	deeds := []audit.Deed{{Action: "suppression import", Object: o.String(), Detail: map[string]any{"entries": len(entries)}}}
 	for part := range slices.Chunk(entries, Chunk) {
 		if err := s.put(ctx, o, part, true, deeds...); err != nil {
-			return fmt.Errorf("%d of %d entries are imported: %w", written, len(entries), err)
+			return fmt.Errorf("%d of %d entries are imported, repeat the import: %w", written, len(entries), err)
 		}
 		deeds = nil // one for all
 		written += len(part)
@@ -130,27 +132,19 @@ func addressesOf(list []Entry) (addresses []string) {
 	return addresses
 }
 
-// Check brings entries into the form that is stored, the last of those with one address. Errors:
-// refusal.ErrInvalid, with the number of the entry if there are several.
-func Check(o Owner, entries []Entry) ([]Entry, error) {
-	now := time.Now()
+// latest leaves out entries that a later one of the same address replaces.
+func latest(entries []Entry) []Entry {
 	at := make(map[string]int, len(entries))
-	checked := make([]Entry, 0, len(entries))
-	for i, e := range entries {
-		if err := e.check(o, now); err != nil {
-			if len(entries) > 1 {
-				err = refusal.Invalid("entry %d: %v", i+1, err)
-			}
-			return nil, err
-		}
+	list := make([]Entry, 0, len(entries))
+	for _, e := range entries {
 		if n, twice := at[e.Address]; twice {
-			checked[n] = e
+			list[n] = e
 			continue
 		}
-		at[e.Address] = len(checked)
-		checked = append(checked, e)
+		at[e.Address] = len(list)
+		list = append(list, e)
 	}
-	return checked, nil
+	return list
 }
 
 // Remove removes the entries of addresses. Errors: refusal.ErrInvalid, or ErrNotFound if one has none;
@@ -176,7 +170,7 @@ func (s *Store) Remove(ctx context.Context, o Owner, addresses []string) error {
 		}
 		for _, key := range keys {
 			if !slices.Contains(gone, key) {
-				return nil, refusal.NotFound("%s is not suppressed for %s", key, o)
+				return nil, refusal.NotFound("%s has no entry (%s): see 'postern suppression list'", key, o)
 			}
 		}
 		return []audit.Deed{{Action: "suppression remove", Object: o.String(), Detail: map[string]any{"addresses": keys}}}, nil

@@ -30,13 +30,13 @@ func TestParseAllow(t *testing.T) {
 	t.Parallel()
 	for _, bad := range []string{"", "hooks.internal", "10.0.0.0", ":80", "hooks.internal:", "10.0.0.0/33"} {
 		if _, err := ParseAllow([]string{bad}); err == nil {
-			t.Errorf("%q is taken", bad)
+			t.Errorf("%q is allowed", bad)
 		}
 	}
 	allow(t, "10.0.0.0/8", "fd00::/8", "hooks.internal:8443", "[::1]:80")
 }
 
-// What an endpoint may be.
+// Parse takes public https endpoints, and others that are allowed.
 func TestURLs(t *testing.T) {
 	t.Parallel()
 	inside := []string{"10.0.0.0/8", "hooks.internal:8080", "[::1]:443"}
@@ -125,7 +125,7 @@ func inner(t *testing.T) (*httptest.Server, *atomic.Int32) {
 			n.Add(1)
 		}
 	}
-	s.Config.ErrorLog = log.New(io.Discard, "", 0) // of clients that trust it not
+	s.Config.ErrorLog = log.New(io.Discard, "", 0) // of clients that do not trust it
 	s.StartTLS()
 	t.Cleanup(s.Close)
 	return s, &n

@@ -1,8 +1,8 @@
-// Package webhook sends the events of the feed (relay/feed) to HTTP endpoints (docs/webhooks.md): it
-// is the one that knows the tables webhook, webhook_retry and webhook_try.
+// Package webhook sends the events of the feed (relay/feed) to HTTP endpoints (docs/webhooks.md). No other
+// package knows the tables webhook, webhook_retry and webhook_try.
 //
 // Job: a [Sender] runs on each node that delivers mail. A webhook is leased to one of them, which sends
-// what waits for another try, and then what is new. A [Store] is the admins'.
+// events that wait for another try, and then new ones. Admins have a [Store].
 //
 // Invariants: an event leaves the feed for an endpoint only after it was taken, or is a row of
 // webhook_retry, or was given up; each event is one request, with the same id and body at each try; no
@@ -11,7 +11,7 @@
 // it; its requests per minute are limited by whoever has the lease, who begins with a pause; no request goes
 // to an address that is not public, unless the configuration file allows it.
 //
-// Crash: what was sent and not yet settled is sent again. A process that lost its lease settles nothing.
+// Crash: events that were sent and not yet settled are sent again. A process that lost its lease settles none.
 //
 // Failure: an error of the database ends nothing; the same events are sent again when it answers.
 package webhook

@@ -151,7 +151,7 @@ func (s *Store) Add(ctx context.Context, n New) (Secret, error) {
 			return err
 		}
 		if all >= Most || ofUser >= MostOfUser {
-			return refusal.Invalid("there are %d webhooks, %d of the user: at most %d and %d are allowed", all, ofUser, Most, MostOfUser)
+			return refusal.Invalid("there are %d webhooks, %d of the user, and at most %d and %d are allowed: remove one first", all, ofUser, Most, MostOfUser)
 		}
 		tag, err := tx.Exec(ctx, sqlAdd, n.Name, n.URL, n.UserID, append([]feed.Kind{}, n.Kinds...), n.Concurrency, n.PerMinute, newest.String(), sealed)
 		if err == nil && tag.RowsAffected() == 0 {
@@ -279,7 +279,7 @@ func (s *Store) move(ctx context.Context, action, name, sql string, from State) 
 			return err
 		}
 		if f.state != from {
-			return refusal.Invalid("webhook %s is %s, not %s", name, f.state, from)
+			return refusal.Invalid("webhook %s is %s, not %s: see 'postern webhook show %s'", name, f.state, from, name)
 		}
 		_, err = tx.Exec(ctx, sql, f.id)
 		return err

@@ -17,7 +17,7 @@ import (
 	"postern/relay/seal"
 )
 
-// Every statement can be prepared.
+// Every statement of the package is one that the schema understands.
 func TestStatements(t *testing.T) {
 	t.Parallel()
 	statements := pgtest.Statements(t, texts.Bound)
@@ -115,7 +115,7 @@ func TestOfUser(t *testing.T) {
 	}
 }
 
-// What cannot be added.
+// Add refuses bad names, bounds and kinds; commands refuse unknown webhooks and wrong states.
 func TestAddRefuses(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

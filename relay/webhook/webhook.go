@@ -96,7 +96,7 @@ type Try struct {
 	Answer  string    `json:"answer,omitempty"`
 }
 
-// Place is where the secrets of a webhook are sealed for.
+// place names the webhook for which secrets are sealed: they open for no other.
 func place(name string) string { return strings.Join([]string{"webhook", name}, "\x00") }
 
 // Sealed is the column of secrets.
@@ -157,7 +157,7 @@ func checkKinds(kinds []feed.Kind, ofUser bool) error {
 		case !slices.Contains(feed.Kinds(), k):
 			return refusal.Invalid("there is no kind %q of events", k)
 		case ofUser && !slices.Contains(users, k):
-			return refusal.Invalid("events of the kind %s are not about mail, and no user's webhook gets them", k)
+			return refusal.Invalid("no user's webhook gets events of the kind %s: leave it out, or use --all", k)
 		}
 	}
 	return nil

@@ -21,55 +21,54 @@ const (
 	trouble = 3 * time.Second
 )
 
-// Listing is what is printed, and how.
-type Listing struct {
-	Filter feed.Filter
-	After  feed.Cursor
-	Follow bool // wait for more until ctx ends
-	Limit  int  // events at most; 0 for all
-	JSON   bool
-	Out    io.Writer
-	Warn   func(error) // of what does not end a follower
+// listing is what is printed, and how.
+type listing struct {
+	filter feed.Filter
+	after  feed.Cursor
+	follow bool // wait for more until ctx ends
+	limit  int  // events at most; 0 for all
+	json   bool
+	out    io.Writer
+	warn   func(error) // of what does not end a follower
 
-	flags flags
+	typed flags
 }
 
-// Print prints events. A follower whose database stops answering goes on when it answers again. The
-// errors are those of finding its beginning, of feed.Read before the first page, feed.GoneError, and Out's.
-func (l *Listing) Print(ctx context.Context, db pg.DB) error {
+// print prints events. A follower whose database stops answering goes on when it answers again.
+func (l *listing) print(ctx context.Context, db pg.DB) error {
 	if err := l.find(ctx, db); err != nil {
 		return err
 	}
 	printed, begun, warned := 0, false, false
 	for {
-		page, err := feed.Read(ctx, db, l.After, l.Filter)
+		page, err := feed.Read(ctx, db, l.after, l.filter)
 		var gone *feed.GoneError
 		switch {
-		case l.Follow && ctx.Err() != nil:
+		case l.follow && ctx.Err() != nil:
 			return nil
 		case err == nil:
 			begun, warned = true, false
-		case !l.Follow || !begun || errors.As(err, &gone):
+		case !l.follow || !begun || errors.As(err, &gone):
 			return err
 		default:
 			if !warned {
-				l.Warn(err)
+				l.warn(err)
 			}
 			warned = true
 		}
 		for i := range page.Events {
-			if l.Limit > 0 && printed == l.Limit {
+			if l.limit > 0 && printed == l.limit {
 				return nil
 			}
-			if err := l.print(&page.Events[i]); err != nil {
+			if err := l.printEvent(&page.Events[i]); err != nil {
 				return err
 			}
 			printed++
 		}
 		if err == nil {
-			l.After = page.Next
+			l.after = page.Next
 		}
-		if !l.Follow && !page.More || l.Limit > 0 && printed == l.Limit {
+		if !l.follow && !page.More || l.limit > 0 && printed == l.limit {
 			return nil
 		}
 		if !page.More {
@@ -89,12 +88,12 @@ func wait(ctx context.Context, err error) {
 	}
 }
 
-func (l *Listing) print(e *feed.Event) error {
-	if !l.JSON {
-		_, err := fmt.Fprintln(l.Out, screen.Printable(text(e)))
+func (l *listing) printEvent(e *feed.Event) error {
+	if !l.json {
+		_, err := fmt.Fprintln(l.out, screen.Printable(text(e)))
 		return err
 	}
-	enc := json.NewEncoder(l.Out)
+	enc := json.NewEncoder(l.out)
 	enc.SetEscapeHTML(false)
 	return enc.Encode(e)
 }

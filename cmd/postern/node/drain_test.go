@@ -44,7 +44,7 @@ func TestDrainShares(t *testing.T) {
 		ends  time.Duration
 		bad   string // the parts that did not end by themselves
 	}{
-		"all at once":                      {stops: [4]func(context.Context) error{obedient, obedient, obedient, obedient}},
+		"all immediately":                  {stops: [4]func(context.Context) error{obedient, obedient, obedient, obedient}},
 		"what is not needed is left":       {stops: [4]func(context.Context) error{endsAfter(time.Second), obedient, endsAfter(70 * time.Second), obedient}, at: [4]time.Duration{0, 1e9, 1e9, 71e9}, ends: 71 * time.Second},
 		"each is cut by its share":         {stops: [4]func(context.Context) error{untilCut, untilCut, untilCut, untilCut}, at: [4]time.Duration{0, 40e9, 50e9, 75e9}, ends: 95 * time.Second, bad: "submission notices delivery queue"},
 		"what never ends is left alone":    {stops: [4]func(context.Context) error{nil, obedient, nil, obedient}, at: [4]time.Duration{0, 44e9, 44e9, 79e9}, ends: 79 * time.Second, bad: "submission delivery"},

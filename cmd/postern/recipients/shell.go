@@ -22,7 +22,7 @@ type Shell struct {
 	With func(ctx context.Context, do func(ctx context.Context, pool *pgxpool.Pool, actor string) error) error
 	// Noun groups verbs.
 	Noun func(use, short string, verbs ...*cobra.Command) *cobra.Command
-	// Invalid marks what the commands find wrong in their arguments, refusal.ErrInvalid, as wrong use.
+	// Invalid marks a refusal.ErrInvalid, of the commands' arguments, as a usage error.
 	Invalid func(error) error
 }
 
@@ -33,7 +33,7 @@ func (s Shell) verb(cmd *cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// some wants at least so many arguments.
+// some requires at least so many arguments.
 func some(least int, what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) < least {

@@ -32,7 +32,7 @@ func (s Shell) add() *cobra.Command {
 		Short: "refuse mail to addresses",
 		Long: `Refuses mail of a user, or with --global of all users, to addresses, on every node within 2
 seconds. With --global an address may be a pattern: *@example.com blocks a domain, and
-*@*.example.com all domains below it. An entry that is there is replaced.`,
+*@*.example.com all domains below it. An existing entry is replaced.`,
 		Example: `  postern suppression add bob@example.net --user shop@example.com --reason 'asked for no more mail'
   postern suppression add '*@example.org' --global`,
 		Args: some(1, "an address"),
@@ -190,9 +190,9 @@ func (s Shell) importCmd() *cobra.Command {
 		Use:   "import FILE",
 		Short: "add entries from a CSV file",
 		Long: `Adds the entries of a CSV file, or of the standard input for '-', to those of a user or of all
-users. The first line names the columns: address, and if you like reason, expires and added (RFC
-3339), source (bounce or admin) and reply. Entries that are there are replaced. If a line is
-wrong, nothing is changed. An import that was interrupted can be repeated.`,
+users. The first line names the columns: address, and optionally reason, expires and added (RFC
+3339), source (bounce or admin) and reply. Existing entries are replaced. If a line is wrong,
+nothing is changed. An import that was interrupted can be repeated.`,
 		Args: some(1, "a file"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 {
@@ -213,9 +213,6 @@ wrong, nothing is changed. An import that was interrupted can be repeated.`,
 					return err
 				}
 				list, err := suppression.ParseCSV(in, o)
-				if err == nil {
-					list, err = suppression.Check(o, list)
-				}
 				if err != nil {
 					return err
 				}

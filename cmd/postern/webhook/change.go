@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/auth"
+	"postern/cmd/postern/events"
 	"postern/cmd/postern/screen"
 	"postern/internal/refusal"
 	"postern/internal/units"
@@ -46,7 +47,7 @@ mail, with --all those of all users and of the system.`,
 			if name == "" {
 				n.Name = strings.ToLower(u.Hostname())
 			}
-			if n.Kinds, err = kindsOf(kinds); err != nil {
+			if n.Kinds, err = events.KindsOf(kinds); err != nil {
 				return err
 			}
 			return s.With(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, actor string) error {
@@ -74,11 +75,11 @@ mail, with --all those of all users and of the system.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&user, "user", "", "`NAME` of the user whose mail it hears of")
+	f.StringVar(&user, "user", "", "`NAME` of the user whose events are sent")
 	f.BoolVar(&all, "all", false, "events of all users' mail, and of the system")
 	f.StringVar(&name, "name", "", "`NAME` of the webhook (default: the endpoint's host)")
 	limitFlags(cmd, &n.Limits)
-	kindFlag(cmd, &kinds, "only events")
+	events.KindFlag(cmd, &kinds, "only events")
 	cmd.MarkFlagsMutuallyExclusive("user", "all")
 	cmd.MarkFlagsOneRequired("user", "all")
 	return cmd
@@ -214,7 +215,7 @@ func (s Shell) verify() *cobra.Command {
 		Use:   "verify NAME",
 		Short: "check the signature of a request",
 		Long: `Reads the body of a request from the standard input, and says whether its signature is right, or what is
-wrong: as a receiver would. The flags have the values of its headers.`,
+wrong, as a receiver would. The flags take the values of its headers.`,
 		Example: `  postern webhook verify shop --id "$id" --timestamp "$timestamp" --signature "$signature" <body.json`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			body, err := io.ReadAll(io.LimitReader(s.In, mostBody+1))
@@ -245,7 +246,7 @@ wrong: as a receiver would. The flags have the values of its headers.`,
 	return cmd
 }
 
-// choice are the flags that choose events.
+// choice has the flags that choose events.
 type choice struct {
 	id, since, until string
 	kinds            []string
@@ -270,7 +271,7 @@ func (c *choice) read(now time.Time) (chosen webhook.Choice, err error) {
 		}
 		*one.at = now.Add(-span)
 	}
-	chosen.Kinds, err = kindsOf(c.kinds)
+	chosen.Kinds, err = events.KindsOf(c.kinds)
 	return chosen, err
 }
 
@@ -310,7 +311,7 @@ func (s Shell) replay() *cobra.Command {
 	f.StringVar(&c.since, "since", "", "what happened within this `span`: 4d, 2h")
 	f.StringVar(&c.until, "until", "", "but not within this shorter `span`")
 	f.BoolVar(&dry, "dry-run", false, "only count them")
-	kindFlag(cmd, &c.kinds, "only events")
+	events.KindFlag(cmd, &c.kinds, "only events")
 	_ = cmd.MarkFlagRequired("since")
 	return cmd
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,7 +27,7 @@ type Shell struct {
 	With func(ctx context.Context, do func(ctx context.Context, pool *pgxpool.Pool, actor string) error) error
 	// Noun groups verbs.
 	Noun func(use, short string, verbs ...*cobra.Command) *cobra.Command
-	// Invalid marks what the commands find wrong in their arguments, refusal.ErrInvalid, as wrong use.
+	// Invalid marks a refusal.ErrInvalid, of the commands' arguments, as a usage error.
 	Invalid func(error) error
 	// Keys are the sealing keys of this machine.
 	Keys func(ctx context.Context, pool *pgxpool.Pool) (*seal.Sealer, error)
@@ -41,8 +40,8 @@ func (s Shell) Webhook() *cobra.Command {
 	return s.Noun("webhook", "HTTP endpoints that are sent events",
 		s.verb(s.add()), s.verb(s.set()), s.verb(s.list()), s.verb(s.show()), s.verb(s.test()), s.verb(s.verify()), s.verb(s.rotate()),
 		s.verb(s.move("pause NAME", "send nothing for a while", "Sends nothing until 'postern webhook resume'. Events that happen meanwhile are sent then, as far as\nthey are still kept: for a paused webhook, no longer than [queue] history.", "is paused", (*webhook.Store).Pause)),
-		s.verb(s.move("resume NAME", "end a pause", "Sends again, first what waits for another try, and then what happened since.", "is active", (*webhook.Store).Resume)),
-		s.verb(s.move("enable NAME", "send again to an endpoint that answered 410", "Makes a webhook active again that its endpoint has disabled by the answer 410. Nothing is lost that is still kept.", "is active", (*webhook.Store).Enable)),
+		s.verb(s.move("resume NAME", "end a pause", "Goes on where the webhook stopped: first with events that wait for another try, then with new ones.", "is active", (*webhook.Store).Resume)),
+		s.verb(s.move("enable NAME", "send again to an endpoint that answered 410", "Makes a webhook active again after its endpoint answered 410. It goes on where it stopped, as far as\nevents are still kept.", "is active", (*webhook.Store).Enable)),
 		s.verb(s.replay()),
 		s.verb(s.move("remove NAME", "remove a webhook", "Removes a webhook, with its secret, its log and all that waits for it.", "is removed", (*webhook.Store).Remove)))
 }
@@ -113,25 +112,6 @@ func (s Shell) refused(ctx context.Context, endpoint string) string {
 		return ""
 	}
 	return "nodes with the configuration file of this machine send it nothing: " + screen.Printable(err.Error())
-}
-
-// kindsOf reads the values of --kind.
-func kindsOf(names []string) (kinds []feed.Kind, err error) {
-	known := feed.Kinds()
-	for _, name := range names {
-		if !slices.Contains(known, feed.Kind(name)) {
-			all := screen.Each(known, func(k feed.Kind) string { return string(k) })
-			return nil, refusal.Invalid("--kind: there is no kind %q%s: use %s", name, screen.DidYouMean(name, all), strings.Join(all, ", "))
-		}
-		kinds = append(kinds, feed.Kind(name))
-	}
-	return kinds, nil
-}
-
-func kindFlag(cmd *cobra.Command, names *[]string, what string) {
-	all := screen.Each(feed.Kinds(), func(k feed.Kind) string { return string(k) })
-	cmd.Flags().StringSliceVar(names, "kind", nil, what+" of this `kind`; may be given several times")
-	_ = cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions(all, cobra.ShellCompDirectiveNoFileComp))
 }
 
 func (s Shell) list() *cobra.Command {
