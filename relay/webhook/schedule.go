@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"errors"
 	"math/rand/v2"
 	"net/http"
 	"strconv"
@@ -44,7 +45,7 @@ func asked(r *http.Response, now time.Time) time.Duration {
 	}
 	text := r.Header.Get("Retry-After")
 	wait := mostWait
-	if seconds, err := strconv.ParseUint(text, 10, 64); err == nil {
+	if seconds, err := strconv.ParseUint(text, 10, 64); err == nil || errors.Is(err, strconv.ErrRange) {
 		if seconds < uint64(mostWait/time.Second) {
 			wait = time.Duration(seconds) * time.Second
 		}
