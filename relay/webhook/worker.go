@@ -172,7 +172,14 @@ func (w *worker) step(ctx context.Context) (again bool, err error) {
 	if failures >= failing {
 		most, atOnce = 1, 1
 	}
-	jobs, err := w.due(brief, h, most)
+	// While all fails, what is new takes turns with what failed before: the endpoint may take it.
+	var jobs []job
+	if failures >= failing && failures%2 == 1 && !full {
+		jobs, err = w.fresh(ctx, h, most)
+	}
+	if err == nil && len(jobs) == 0 {
+		jobs, err = w.due(brief, h, most)
+	}
 	if err == nil && len(jobs) == 0 && !full {
 		jobs, err = w.fresh(ctx, h, most)
 	}
@@ -408,6 +415,9 @@ func (w *worker) settle(h *hook, list []tried, failures int) (again bool, err er
 	o := outcome{failures: failures}
 	for i := range list {
 		o.add(&list[i])
+	}
+	if failures < failing { // the requests that failed at the same time are one reason to leave the endpoint alone
+		o.failures = min(o.failures, failing)
 	}
 	o.wait = max(o.wait, rest(o.failures))
 	at, atTime := w.at, w.placeTime()
