@@ -52,3 +52,29 @@ func TestPoison(t *testing.T) {
 		t.Errorf("%v", s.Count())
 	}
 }
+
+// What was to wait for long, by a clock that was set back since, does not.
+func TestClockSetBack(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	r := newReceiver(t, nil)
+	b.add("a", r.URL+"/", feed.Accepted)
+	b.exec(`update webhook set owner = gen_random_uuid(), lease_until = now() + interval '1 year', wait_until = now() + interval '1 year'`)
+	b.exec(`insert into webhook_retry (webhook_id, event_id, tries, next_at, kind, body)
+		select id, gen_random_uuid(), 1, now() + interval '1 year', 'accepted', '{}' from webhook`)
+	b.run()
+	until(t, "it is sent", func() bool { return len(r.requests()) == 1 })
+}
+
+// Few large events are read at a time.
+func TestLargeRetries(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.add("a", "https://example.com/")
+	b.exec(`insert into webhook_retry (webhook_id, event_id, tries, next_at, kind, body)
+		select id, gen_random_uuid(), 1, now(), 'accepted', repeat('x', 3 << 20) from webhook, generate_series(1, 5)`)
+	w := &worker{s: NewSender(b.cfg)}
+	if jobs, err := w.due(t.Context(), &hook{id: int64(b.int(`select id from webhook`))}, batch); err != nil || len(jobs) != 2 {
+		t.Errorf("%d events are read: %v", len(jobs), err)
+	}
+}

@@ -16,6 +16,7 @@ var schedule = []time.Duration{
 const (
 	keptFor       = 96 * time.Hour // what an active webhook has not had is kept, and then given up
 	mostWait      = 24 * time.Hour // that an answer may ask for
+	longest       = 27 * time.Hour // that anything waits: a time beyond is of a clock that was set back since
 	failing       = 5              // tries in a row after which one event at a time is tried
 	mostEndpoint  = 3              // index of the longest pause between those
 	jitterPortion = 10             // a pause is longer by up to a tenth

@@ -17,8 +17,8 @@ import (
 )
 
 var (
-	sqlLook   = texts.Bind("look", "id", "owner", "most")
-	sqlDue    = texts.Bind("due", "id", "most")
+	sqlLook   = texts.Bind("look", "id", "owner", "longest", "most")
+	sqlDue    = texts.Bind("due", "id", "most", "octets")
 	sqlSettle = texts.Bind("settle", "id", "owner", "cursor", "lenient", "place_at", "failures", "given_up", "wait", "reason")
 	sqlDone   = texts.Bind("done", "id", "events")
 	sqlAgain  = texts.Bind("again", "id", "events", "kinds", "bodies", "tries", "status", "errors", "pauses")
@@ -26,11 +26,12 @@ var (
 	sqlTrim   = texts.Bind("trim", "id", "most")
 	sqlPlace  = texts.Bind("place", "id", "owner", "cursor", "lenient", "place_at")
 	sqlGone   = texts.Bind("gone", "id", "owner", "until")
-	sqlExpire = texts.Bind("expire", "id", "owner", "keep")
+	sqlExpire = texts.Bind("expire", "id", "owner", "keep", "longest")
 )
 
 const (
 	batch       = 64               // events that are sent before what became of them is written
+	batchOctets = 4 << 20          // of retries in it, but for the last
 	placeEvery  = 10 * time.Second // a place is written that moved over unwanted events
 	expireEvery = time.Minute
 	grace       = 3 * time.Second
@@ -145,10 +146,9 @@ func (w *worker) step(ctx context.Context) (again bool, err error) {
 	brief, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	var cursor string
-	var lenient, full bool
+	var lenient, wait, full bool
 	var failures int
-	var wait float64
-	err = w.s.cfg.DB.QueryRow(brief, sqlLook, h.id, w.s.owner, MostRetries-batch).Scan(&cursor, &lenient, &failures, &wait, &full)
+	err = w.s.cfg.DB.QueryRow(brief, sqlLook, h.id, w.s.owner, longest, MostRetries-batch).Scan(&cursor, &lenient, &failures, &wait, &full)
 	if errors.Is(err, pgx.ErrNoRows) {
 		w.lost = true
 		return false, nil
@@ -165,7 +165,7 @@ func (w *worker) step(ctx context.Context) (again bool, err error) {
 		}
 		w.known = true
 	}
-	if err := w.expire(brief, h); err != nil || wait > 0 {
+	if err := w.expire(brief, h); err != nil || wait {
 		return false, err
 	}
 	most, atOnce := batch, h.atOnce
@@ -233,7 +233,7 @@ func (w *worker) expire(ctx context.Context, h *hook) error {
 		return nil
 	}
 	var n int
-	err := w.s.cfg.DB.QueryRow(ctx, sqlExpire, h.id, w.s.owner, keptFor).Scan(&n)
+	err := w.s.cfg.DB.QueryRow(ctx, sqlExpire, h.id, w.s.owner, keptFor, longest).Scan(&n)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return fmt.Errorf("give up old events: %w", err)
 	}
@@ -251,7 +251,7 @@ func (w *worker) gaveUp(h *hook, n int) {
 
 // due are the retries whose time has come.
 func (w *worker) due(ctx context.Context, h *hook, most int) ([]job, error) {
-	rows, err := w.s.cfg.DB.Query(ctx, sqlDue, h.id, most)
+	rows, err := w.s.cfg.DB.Query(ctx, sqlDue, h.id, most, batchOctets)
 	var jobs []job
 	if err == nil {
 		jobs, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (job, error) {
