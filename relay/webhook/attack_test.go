@@ -78,3 +78,20 @@ func TestLargeRetries(t *testing.T) {
 		t.Errorf("%d events are read: %v", len(jobs), err)
 	}
 }
+
+// An endpoint that is left alone costs no memory.
+func TestRestsWithoutPage(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	r := newReceiver(t, status(http.StatusBadGateway))
+	b.add("a", r.URL+"/", feed.Accepted)
+	b.happen(100, 1)
+	s := NewSender(b.cfg)
+	must(t, s.round(t.Context()))
+	w := s.working[int64(b.int(`select id from webhook`))]
+	until(t, "it is left alone", func() bool { return b.show("a").WaitUntil != nil })
+	s.end()
+	if len(w.events) > 0 {
+		t.Errorf("%d events are kept", len(w.events))
+	}
+}

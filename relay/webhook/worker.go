@@ -441,6 +441,9 @@ func (w *worker) settle(h *hook, list []tried, failures int) (again bool, err er
 		w.at, w.atTime, w.events = at, atTime, w.events[len(list):]
 		w.placed = time.Now()
 	}
+	if o.wait > 0 { // without a page of some MiB
+		w.known, w.events, w.more, w.seen = false, nil, false, nil
+	}
 	w.s.count(h.name, Taken, o.taken)
 	w.s.count(h.name, Failed, o.failed)
 	w.gaveUp(h, o.ended)
