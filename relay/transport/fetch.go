@@ -65,6 +65,7 @@ func (f *Fetcher) get(ctx context.Context, host string) (string, error) {
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: maxPolicy,
 	}
+	defer transport.CloseIdleConnections() // else net/http waits for a handshake for ever, though ctx has ended
 	client := http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return errRedirect }}
 	response, err := client.Do(request)
 	if err != nil {

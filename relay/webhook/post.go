@@ -52,7 +52,8 @@ type client struct {
 	http http.Client
 }
 
-// newClient makes one. The connections take no proxy of the environment, and no redirect is followed.
+// newClient makes one. The connections take no proxy of the environment, and no redirect is followed. They speak
+// HTTP/1.1: a connection of HTTP/2 that has fallen silent would be used again for the next request.
 func newClient(r Reach, endpoint string, concurrency int) (*client, error) {
 	u, err := r.Allow.Parse(endpoint)
 	if err != nil {
@@ -62,7 +63,7 @@ func newClient(r Reach, endpoint string, concurrency int) (*client, error) {
 	return &client{u, http.Client{
 		Transport: &http.Transport{
 			DialContext: dialer.DialContext, TLSClientConfig: &tls.Config{RootCAs: r.Roots, MinVersion: tls.VersionTLS12},
-			ForceAttemptHTTP2: true, DisableCompression: true, MaxResponseHeaderBytes: mostHeader,
+			DisableCompression: true, MaxResponseHeaderBytes: mostHeader,
 			MaxConnsPerHost: concurrency, MaxIdleConnsPerHost: concurrency, IdleConnTimeout: time.Minute,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -88,14 +89,20 @@ func (c *client) exchange(ctx context.Context, secrets []Secret, id string, body
 	}
 	request.Header.Set("Content-Type", "application/json")
 	request.Header.Set("User-Agent", "Postern")
+	// Not sent: it lets net/http use a new connection when the endpoint has ended a kept one.
+	request.Header["Idempotency-Key"] = nil
 	for name, value := range Headers(secrets, id, now, body) {
 		request.Header.Set(name, value)
 	}
 	response, err := c.http.Do(request)
 	if err != nil {
+		c.close() // else net/http goes on dialling for later requests, with no time limit
 		return Answer{Err: bare(err), ours: isOurs(err)}
 	}
 	defer response.Body.Close()
+	if response.StatusCode == http.StatusSwitchingProtocols { // its body is the connection, which ctx does not end
+		return Answer{Status: response.StatusCode, Err: errors.New("the answer was 101")}
+	}
 	text, err := io.ReadAll(io.LimitReader(response.Body, mostAnswer))
 	a = Answer{Status: response.StatusCode, Body: brief(string(text)), asked: asked(response, now)}
 	switch {

@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"errors"
 	"math/rand/v2"
 	"net/http"
 	"strconv"
@@ -15,6 +16,7 @@ var schedule = []time.Duration{
 const (
 	keptFor       = 96 * time.Hour // what an active webhook has not had is kept, and then given up
 	mostWait      = 24 * time.Hour // that an answer may ask for
+	longest       = 27 * time.Hour // that anything waits: a time beyond is of a clock that was set back since
 	failing       = 5              // tries in a row after which one event at a time is tried
 	mostEndpoint  = 3              // index of the longest pause between those
 	jitterPortion = 10             // a pause is longer by up to a tenth
@@ -44,7 +46,7 @@ func asked(r *http.Response, now time.Time) time.Duration {
 	}
 	text := r.Header.Get("Retry-After")
 	wait := mostWait
-	if seconds, err := strconv.ParseUint(text, 10, 64); err == nil {
+	if seconds, err := strconv.ParseUint(text, 10, 64); err == nil || errors.Is(err, strconv.ErrRange) {
 		if seconds < uint64(mostWait/time.Second) {
 			wait = time.Duration(seconds) * time.Second
 		}

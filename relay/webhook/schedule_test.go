@@ -42,7 +42,7 @@ func TestRetryAfterHeader(t *testing.T) {
 		want   time.Duration
 	}{
 		{429, "120", 2 * time.Minute}, {503, "1", time.Second}, {503, "0", 0}, {429, "", 0}, {429, "soon", 0}, {429, "-5", 0}, {500, "120", 0}, {200, "120", 0},
-		{429, "999999999999", mostWait}, {429, "18446744073709551615", mostWait},
+		{429, "999999999999", mostWait}, {429, "18446744073709551615", mostWait}, {429, "18446744073709551616", mostWait},
 		{503, now.Add(time.Hour).UTC().Format(http.TimeFormat), time.Hour}, {503, now.Add(-time.Hour).UTC().Format(http.TimeFormat), 0},
 		{503, now.Add(100 * 24 * time.Hour).UTC().Format(http.TimeFormat), mostWait},
 	} {

@@ -1,12 +1,14 @@
 -- The statements about webhooks. All times are those of the database's clock.
 
 -- name: lease
--- Makes leases longer that end soon, and takes some that nobody has.
-with free as materialized (select id from webhook where state = 'active' and (owner is null or lease_until < clock_timestamp())
+-- Makes leases longer that end soon, and takes some that nobody has. One that is far too long was given before
+-- the clock was set back.
+with free as materialized (select id from webhook where state = 'active'
+		and (owner is null or lease_until not between clock_timestamp() and clock_timestamp() + @span::interval * 10)
 	order by id limit @more for update skip locked)
 update webhook w set owner = @owner, lease_until = clock_timestamp() + @span::interval
-where w.state = 'active' and (w.owner = @owner and w.lease_until < clock_timestamp() + @span::interval * 0.7
-	or w.id in (select id from free) and (w.owner is null or w.lease_until < clock_timestamp()))
+where w.state = 'active' and (w.owner = @owner and w.lease_until not between clock_timestamp() + @span::interval * 0.7 and clock_timestamp() + @span::interval * 10
+	or w.id in (select id from free) and (w.owner is null or w.lease_until not between clock_timestamp() and clock_timestamp() + @span::interval * 10))
 
 -- name: leased
 -- The webhooks that a process may send for, each with whether an event waits whose time has come: the
@@ -19,15 +21,18 @@ from webhook w where owner = @owner and state = 'active' and lease_until > clock
 update webhook set owner = null, lease_until = null where owner = @owner
 
 -- name: look
--- A process asks before it sends: for the place, and how long nothing is to be sent.
-select cursor, lenient, failures, greatest(coalesce(extract(epoch from wait_until - clock_timestamp()), 0), 0)::float8
+-- A process asks before it sends: for the place, and whether nothing is to be sent for now.
+select cursor, lenient, failures, coalesce(wait_until between clock_timestamp() and clock_timestamp() + @longest::interval, false)
 from webhook w where id = @id and owner = @owner and state = 'active'
 
 -- name: due
--- An index finds what is earlier than now(). It does not for clock_timestamp(), which may change while a
--- statement runs: all that waits would be read.
-select event_id, kind, body, tries from webhook_retry
-where webhook_id = @id and next_at <= now() order by next_at limit @most
+-- Reads as many as fit. An index finds what is earlier than now(). It does not for clock_timestamp(), which
+-- may change while a statement runs: all that waits would be read.
+select event_id, kind, body, tries from (
+	select event_id, kind, body, tries, next_at, sum(octet_length(body)) over (order by next_at, event_id) - octet_length(body) as before from (
+		select event_id, kind, body, tries, next_at from webhook_retry
+		where webhook_id = @id and next_at <= now() order by next_at limit @most) r) s
+where before < @octets order by next_at
 
 -- name: settle
 -- Writes what became of tries, unless another process sends for the webhook now. An admin may have
@@ -66,8 +71,10 @@ update webhook set cursor = @cursor, lenient = @lenient, place_at = greatest(pla
 update webhook set lenient = true, gone_until = @until, gone_at = clock_timestamp() where id = @id and owner = @owner
 
 -- name: expire
--- Gives up what has waited for too long although its webhook is active.
-with old as (delete from webhook_retry r where r.webhook_id = @id and r.first_at < clock_timestamp() - @keep::interval
+-- Gives up what has waited for too long although its webhook is active. What waits for longer than anything is
+-- made to wait was written before the clock was set back.
+with early as (update webhook_retry set next_at = clock_timestamp() where webhook_id = @id and next_at > clock_timestamp() + @longest::interval),
+old as (delete from webhook_retry r where r.webhook_id = @id and r.first_at < clock_timestamp() - @keep::interval
 	and exists (select from webhook w where w.id = @id and w.owner = @owner) returning 1)
 update webhook set given_up = given_up + (select count(*) from old) where id = @id and exists (select from old)
 returning (select count(*) from old)

@@ -83,8 +83,10 @@ func TestOfUser(t *testing.T) {
 		values (id_of(1), 0, clock_timestamp(), 1, 'delivered', 'carol', 'example.net', 'smarthost', 'secret.example', '192.0.2.1', 'node-a')`)
 	b.exec(`insert into history (message_id, n, at, epoch, result, local, domain, upstream, reply_code, reply_enhanced, reply_text)
 		values (id_of(1), 0, clock_timestamp(), 1, 'deferred', 'carol', 'example.net', 'smarthost', 451, '4.4.1', 'upstream smarthost at secret.example:587: connection refused')`)
+	b.exec(`insert into history (message_id, n, at, epoch, result, local, domain, reply_text)
+		values (id_of(2), 0, clock_timestamp(), 0, 'hold', 'carol', 'example.net', 'by admin7')`)
 	b.run()
-	until(t, "they are sent", func() bool { return len(r.ids("/")) == 5 })
+	until(t, "they are sent", func() bool { return len(r.ids("/")) == 6 })
 	if !slices.ContainsFunc(r.requests(), func(q request) bool { return strings.Contains(q.body, `"text":"the next server: connection refused"`) }) {
 		t.Error("a reply of Postern's own has no text")
 	}
@@ -92,7 +94,7 @@ func TestOfUser(t *testing.T) {
 		if strings.Contains(q.body, `"kind":"audit"`) || !strings.Contains(q.body, `"user":"alice@example.com"`) {
 			t.Errorf("it was sent %s", q.body)
 		}
-		for _, hidden := range []string{"smarthost", "secret.example", "node-a", `"node"`} {
+		for _, hidden := range []string{"smarthost", "secret.example", "node-a", `"node"`, "admin7"} {
 			if strings.Contains(q.body, hidden) {
 				t.Errorf("%s is in %s", hidden, q.body)
 			}
@@ -193,8 +195,8 @@ func TestQuestionsAreCheap(t *testing.T) {
 	defer conn.Release()
 	pgtest.Cost(t, conn.Conn(), "leased", 5*Most, sqlLeased, owner)
 	id := int64(b.int(`select min(id) from webhook`))
-	pgtest.Cost(t, conn.Conn(), "look", 20, sqlLook, id, owner)
-	pgtest.Cost(t, conn.Conn(), "due", 20, sqlDue, id, batch)
+	pgtest.Cost(t, conn.Conn(), "look", 20, sqlLook, id, owner, longest)
+	pgtest.Cost(t, conn.Conn(), "due", 20, sqlDue, id, batch, batchOctets)
 }
 
 // A webhook whose place retention has deleted says so, and goes on with what is left.

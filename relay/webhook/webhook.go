@@ -125,7 +125,7 @@ func open(s *seal.Sealer, name string, sealed []byte, both bool) (secrets []Secr
 // upstreamName is how Postern's own replies name an upstream, and where it is.
 var upstreamName = regexp.MustCompile(`\bupstream "?[^\s:"]+"?( at \S+:\d+)?`)
 
-// encode is the body of a request: the event's JSON. A user does not see the relay's upstreams and nodes.
+// encode is the body of a request: the event's JSON. A user does not see the relay's upstreams, nodes and admins.
 func encode(e *feed.Event, ofUser bool) (string, error) {
 	shown := *e
 	if ofUser {
@@ -136,6 +136,9 @@ func encode(e *feed.Event, ofUser bool) (string, error) {
 		if e.Reply != nil {
 			reply := *e.Reply
 			reply.Text = upstreamName.ReplaceAllString(reply.Text, "the next server")
+			if reply.Code == 0 && strings.HasPrefix(reply.Text, "by ") { // as relay/queue/desk writes it
+				reply.Text = "by an administrator"
+			}
 			shown.Reply = &reply
 		}
 	}

@@ -17,8 +17,8 @@ import (
 )
 
 var (
-	sqlLook   = texts.Bind("look", "id", "owner")
-	sqlDue    = texts.Bind("due", "id", "most")
+	sqlLook   = texts.Bind("look", "id", "owner", "longest")
+	sqlDue    = texts.Bind("due", "id", "most", "octets")
 	sqlSettle = texts.Bind("settle", "id", "owner", "cursor", "lenient", "place_at", "failures", "given_up", "wait", "reason")
 	sqlDone   = texts.Bind("done", "id", "events")
 	sqlAgain  = texts.Bind("again", "id", "events", "kinds", "bodies", "tries", "status", "errors", "pauses")
@@ -26,11 +26,12 @@ var (
 	sqlTrim   = texts.Bind("trim", "id", "most")
 	sqlPlace  = texts.Bind("place", "id", "owner", "cursor", "lenient", "place_at")
 	sqlGone   = texts.Bind("gone", "id", "owner", "until")
-	sqlExpire = texts.Bind("expire", "id", "owner", "keep")
+	sqlExpire = texts.Bind("expire", "id", "owner", "keep", "longest")
 )
 
 const (
 	batch       = 64               // events that are sent before what became of them is written
+	batchOctets = 4 << 20          // of retries in it, but for the last
 	placeEvery  = 10 * time.Second // a place is written that moved over unwanted events
 	expireEvery = time.Minute
 	countEvery  = 10 * time.Second // what waits is counted: the rows of one webhook, at most MostRetries
@@ -149,10 +150,9 @@ func (w *worker) step(ctx context.Context) (again bool, err error) {
 	brief, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	var cursor string
-	var lenient bool
+	var lenient, wait bool
 	var failures int
-	var wait float64
-	err = w.s.cfg.DB.QueryRow(brief, sqlLook, h.id, w.s.owner).Scan(&cursor, &lenient, &failures, &wait)
+	err = w.s.cfg.DB.QueryRow(brief, sqlLook, h.id, w.s.owner, longest).Scan(&cursor, &lenient, &failures, &wait)
 	if errors.Is(err, pgx.ErrNoRows) {
 		w.lost = true
 		return false, nil
@@ -169,16 +169,26 @@ func (w *worker) step(ctx context.Context) (again bool, err error) {
 		}
 		w.known = true
 	}
-	if err := w.expire(brief, h); err != nil || wait > 0 {
+	if err := w.expire(brief, h); err != nil || wait {
 		return false, err
 	}
 	most, _ := h.most(failures)
-	jobs, err := w.due(brief, h, most)
-	if err == nil && len(jobs) == 0 {
-		err = w.count(brief, h)
-		if err == nil && w.room >= batch {
-			jobs, err = w.fresh(ctx, h, most)
+	fresh := func() ([]job, error) {
+		if err := w.count(brief, h); err != nil || w.room < batch {
+			return nil, err
 		}
+		return w.fresh(ctx, h, most)
+	}
+	// While all fails, what is new takes turns with what failed before: the endpoint may take it.
+	var jobs []job
+	if failures >= failing && failures%2 == 1 {
+		jobs, err = fresh()
+	}
+	if err == nil && len(jobs) == 0 {
+		jobs, err = w.due(brief, h, most)
+	}
+	if err == nil && len(jobs) == 0 {
+		jobs, err = fresh()
 	}
 	if err != nil || len(jobs) == 0 {
 		return false, err
@@ -230,7 +240,7 @@ func (w *worker) expire(ctx context.Context, h *hook) error {
 		return nil
 	}
 	var n int
-	err := w.s.cfg.DB.QueryRow(ctx, sqlExpire, h.id, w.s.owner, keptFor).Scan(&n)
+	err := w.s.cfg.DB.QueryRow(ctx, sqlExpire, h.id, w.s.owner, keptFor, longest).Scan(&n)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return fmt.Errorf("give up old events: %w", err)
 	}
@@ -261,7 +271,7 @@ func (w *worker) count(ctx context.Context, h *hook) error {
 
 // due are the retries whose time has come.
 func (w *worker) due(ctx context.Context, h *hook, most int) ([]job, error) {
-	rows, err := w.s.cfg.DB.Query(ctx, sqlDue, h.id, most)
+	rows, err := w.s.cfg.DB.Query(ctx, sqlDue, h.id, most, batchOctets)
 	var jobs []job
 	if err == nil {
 		jobs, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (job, error) {
@@ -428,6 +438,9 @@ func (w *worker) settle(h *hook, list []tried, failures int) (again bool, err er
 	for i := range list {
 		o.add(&list[i])
 	}
+	if failures < failing { // the requests that failed at the same time are one reason to leave the endpoint alone
+		o.failures = min(o.failures, failing)
+	}
 	o.wait = max(o.wait, rest(o.failures))
 	at, atTime := w.at, w.placeTime()
 	if !list[0].retry {
@@ -452,6 +465,9 @@ func (w *worker) settle(h *hook, list []tried, failures int) (again bool, err er
 		w.room -= len(o.again)
 		w.at, w.atTime, w.events = at, atTime, w.events[len(list):]
 		w.placed = time.Now()
+	}
+	if o.wait > 0 { // without a page of some MiB
+		w.known, w.events, w.more, w.seen = false, nil, false, nil
 	}
 	w.s.count(h.name, Taken, o.taken)
 	w.s.count(h.name, Failed, o.failed)

@@ -51,6 +51,7 @@ type asker struct {
 func newAsker(known Authorities, roots *x509.CertPool) *asker {
 	return &asker{known, &http.Transport{
 		DialContext:            (&net.Dialer{Timeout: askTime / 2}).DialContext,
+		TLSHandshakeTimeout:    askTime / 2,
 		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
 		MaxResponseHeaderBytes: maxBody,
 		DisableKeepAlives:      true, // a request an hour
@@ -81,6 +82,10 @@ func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 	stop := context.AfterFunc(b.ctx, cancel)
 	end := func() { stop(); cancel() }
 	answer, err := b.inner.RoundTrip(r.WithContext(ctx))
+	if err == nil && answer.StatusCode == http.StatusSwitchingProtocols { // its body is the connection, which ctx does not end
+		answer.Body.Close()
+		err = errors.New("its answer is 101")
+	}
 	if err != nil {
 		end()
 		return nil, err

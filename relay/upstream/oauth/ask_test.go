@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"io"
 	"math/big"
 	"net/http"
 	"strings"
@@ -280,8 +281,39 @@ func TestSlowAuthority(t *testing.T) {
 		t.Error("a token came from nowhere")
 	}
 	asker := newAsker(at(a), a.Roots)
-	if client := asker.with(ctx).Value(oauth2.HTTPClient).(*http.Client); client.Timeout != askTime || asker.transport.Proxy != nil {
+	if client := asker.with(ctx).Value(oauth2.HTTPClient).(*http.Client); client.Timeout != askTime || asker.transport.TLSHandshakeTimeout == 0 || asker.transport.Proxy != nil {
 		t.Error("no bound, or a proxy")
+	}
+}
+
+// An answer that turns the connection into another protocol's is an answer.
+func TestOtherProtocol(t *testing.T) {
+	t.Parallel()
+	a, g := authority(t), byCredentials(t)
+	a.Set(func(s *oauthtest.Settings) {
+		s.Fault = func(w http.ResponseWriter, _ *http.Request) bool {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return true
+			}
+			t.Cleanup(func() { conn.Close() })
+			_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n")
+			return true
+		}
+	})
+	done := make(chan error, 1)
+	go func() {
+		_, err := newAsker(at(a), a.Roots).ask(t.Context(), &g, "")
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if err == nil {
+			t.Error("a token came from nowhere")
+		}
+	case <-time.After(2 * askTime):
+		t.Error("it waits")
 	}
 }
 
