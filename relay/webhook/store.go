@@ -259,8 +259,8 @@ func (s *Store) Remove(ctx context.Context, name string) error {
 
 // Choice chooses events of the feed to be sent again, among those that the webhook may get.
 type Choice struct {
-	ID    uuid.UUID // only this one, unless zero
-	Since time.Time
+	ID    uuid.UUID   // only this one, unless zero
+	Since time.Time   // not earlier, unless zero
 	Until time.Time   // not later, unless zero
 	Kinds []feed.Kind // empty: the webhook's
 }
@@ -285,7 +285,13 @@ func (s *Store) Replay(ctx context.Context, name string, c Choice) (n int, err e
 	if err != nil || due == 0 {
 		return 0, err
 	}
-	detail := map[string]any{"events": due, "since": c.Since.UTC()}
+	detail := map[string]any{"events": due}
+	if c.ID != uuid.Nil {
+		detail["id"] = c.ID
+	}
+	if !c.Since.IsZero() {
+		detail["since"] = c.Since.UTC().Truncate(time.Second)
+	}
 	err = s.change(ctx, audit.Deed{Action: "webhook replay", Object: name, Detail: detail}, func(ctx context.Context, tx pgx.Tx) error {
 		f, err := find(ctx, tx, name)
 		if err != nil {

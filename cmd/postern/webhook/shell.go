@@ -38,7 +38,7 @@ type Shell struct {
 
 // Webhook is 'postern webhook'.
 func (s Shell) Webhook() *cobra.Command {
-	return s.Noun("webhook", "HTTP endpoints that are sent events",
+	return s.Noun("webhook", "manage the HTTP endpoints that events are sent to",
 		s.verb(s.add()), s.verb(s.list()), s.verb(s.show()), s.verb(s.test()), s.verb(s.verify()), s.verb(s.rotate()),
 		s.verb(s.move("pause NAME", "send nothing for a while", "Sends nothing until 'postern webhook resume'. Events that happen meanwhile are sent then, as far as\nthey are still kept: for a paused webhook, no longer than [queue] history.", "is paused", (*webhook.Store).Pause)),
 		s.verb(s.move("resume NAME", "end a pause", "Sends again, first what waits for another try, and then what happened since.", "is active", (*webhook.Store).Resume)),
@@ -113,7 +113,7 @@ func kindsOf(names []string) (kinds []feed.Kind, err error) {
 
 func kindFlag(cmd *cobra.Command, names *[]string, what string) {
 	all := screen.Each(feed.Kinds(), func(k feed.Kind) string { return string(k) })
-	cmd.Flags().StringSliceVar(names, "kind", nil, what+" of this `kind`; may be given several times")
+	cmd.Flags().StringSliceVar(names, "kind", nil, what+" of this `KIND` ('postern events --help' lists them); may be repeated")
 	_ = cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions(all, cobra.ShellCompDirectiveNoFileComp))
 }
 
@@ -133,7 +133,7 @@ func (s Shell) list() *cobra.Command {
 				case asJSON:
 					return screen.JSON(s.Out, append([]webhook.Webhook{}, list...))
 				}
-				t := screen.TableOf([]string{"NAME", "STATE", "OF", "KINDS", "WAITING", "BEHIND", "URL"}, row, list)
+				t := screen.TableOf([]string{"NAME", "STATE", "USER", "KINDS", "WAITING", "BEHIND", "URL"}, row, list)
 				t.Spare, t.Wraps = []string{"KINDS", "BEHIND"}, true
 				return t.Print(s.Out)
 			})
@@ -156,6 +156,14 @@ func row(w webhook.Webhook) []string {
 
 func span(seconds float64) string {
 	return (time.Duration(seconds) * time.Second).String()
+}
+
+// status is that of an answer; 0 means that there was none.
+func status(code int) string {
+	if code == 0 {
+		return "-"
+	}
+	return strconv.Itoa(code)
 }
 
 // shown is a webhook with its log, as JSON.
@@ -181,7 +189,7 @@ func (s Shell) show() *cobra.Command {
 				}
 				s.describe(&w)
 				t := screen.TableOf([]string{"AT", "EVENT", "KIND", "STATUS", "MS", "ERROR"}, func(t webhook.Try) []string {
-					return []string{screen.LocalTime(t.At), t.EventID.String(), string(t.Kind), strconv.Itoa(t.Status), strconv.Itoa(t.TookMS), screen.OrDash(t.Error)}
+					return []string{screen.LocalTime(t.At), t.EventID.String(), string(t.Kind), status(t.Status), strconv.Itoa(t.TookMS), screen.OrDash(t.Error)}
 				}, tries)
 				t.Spare, t.Wraps = []string{"MS", "KIND"}, true
 				return t.Print(s.Out)
