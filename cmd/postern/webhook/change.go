@@ -162,7 +162,7 @@ func (s Shell) print(endpoint string, headers map[string]string, body []byte) er
 		}
 	}
 	if err == nil {
-		_, err = fmt.Fprintf(s.Out, "\n%s\n", body)
+		_, err = fmt.Fprintf(s.Out, "\n%s", body)
 	}
 	return err
 }
