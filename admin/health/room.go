@@ -13,7 +13,7 @@ import (
 // the database.
 var (
 	spoolOK       = Kind{"spool.ok", OK, "", ""}
-	spoolUnusable = Kind{"spool.unusable", Failed, "Temporary files cannot be written, so no message over 1 MiB is accepted.", "let the server's user write to spool_dir"}
+	spoolUnusable = Kind{"spool.unusable", Failed, "Temporary files cannot be written, so no message over 1 MiB is accepted.", "create spool_dir, and let the server's user write to it"}
 	spoolFull     = Kind{"spool.full", Failed, "Temporary files have less room than the largest message needs.", "free room, or move spool_dir to a larger file system"}
 	spoolSmall    = Kind{"spool.small", Warning, "Temporary files have less room than spool, or than ten of the largest messages need.",
 		"free room, move spool_dir to a larger file system, or lower spool"}

@@ -13,7 +13,7 @@ import (
 )
 
 func (a *app) anomalyCmd() *cobra.Command {
-	return noun("anomaly", "hold the mail of accounts that look compromised",
+	return noun("anomaly", "detect compromised accounts, and hold their mail",
 		a.anomalyShowCmd(), a.anomalySetCmd())
 }
 
@@ -57,7 +57,7 @@ func anomalyJSON(signs anomaly.Signs) anomalyView {
 }
 
 func (a *app) printSigns(signs anomaly.Signs) error {
-	t := screen.Table{Head: []string{"SIGN", "TRIPS AT", "OF"}, Wraps: true}
+	t := screen.Table{Head: []string{"SIGN", "TRIPS AT", "MEANING"}, Wraps: true}
 	row := func(name string, v float64, of string) {
 		at := "off"
 		if v > 0 {
@@ -65,10 +65,10 @@ func (a *app) printSigns(signs anomaly.Signs) error {
 		}
 		t.Add(name, at, of)
 	}
-	row("first-time-share", signs.FirstTimeShare, "the recipients were never written to before")
-	row("rejected-share", signs.RejectedShare, "the recipients were permanently refused by the next server")
-	row("new-network-factor", signs.NewNetworkFactor, "the user's hourly mean comes from new networks")
-	t.Add("min-recipients", strconv.Itoa(signs.MinRecipients), "recipients at least; no sign trips on fewer")
+	row("first-time-share", signs.FirstTimeShare, "share of the recipients that the user never wrote to before")
+	row("rejected-share", signs.RejectedShare, "share of the recipients that the next server refused permanently")
+	row("new-network-factor", signs.NewNetworkFactor, "mail from new networks, as a multiple of the user's hourly mean")
+	t.Add("min-recipients", strconv.Itoa(signs.MinRecipients), "no sign trips on fewer recipients")
 	return t.Print(a.stdout)
 }
 

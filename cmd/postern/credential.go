@@ -103,7 +103,7 @@ func (a *app) credentialListCmd() *cobra.Command {
 		},
 	}.command(a, &cobra.Command{
 		Use:   "list USER",
-		Short: "list a user's credentials, revoked ones too",
+		Short: "list a user's credentials, including revoked ones",
 		Args:  one("name", "the user's name"),
 	})
 }
@@ -123,7 +123,7 @@ func (a *app) credentialRevokeCmd() *cobra.Command {
 		Long: `Ends credentials on every node within 2 seconds, with the sessions that logged in with
 them, and holds the waiting mail that was sent with them. If one of them cannot be
 revoked, none is. Already revoked credentials and their mail are unchanged.
-'postern credential list USER' shows the numbers.`,
+'postern credential list USER' shows their IDs.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ids, err := credentialIDs(args)

@@ -168,13 +168,14 @@ func (a *app) dkimRotateCmd() *cobra.Command {
 	var every string
 	cmd := &cobra.Command{
 		Use:   "rotate DOMAIN",
-		Short: "make the next keys of a domain, or set the age at which nodes do",
+		Short: "make the next keys of a domain, or set the age at which nodes make them",
 		Long: `Makes a new key for each that signs, and prints the records to publish. Once a record is
 published, its key signs, and the former one is retiring: its record has to stay until
 'postern dkim list' says that it may be removed. Running it again before that makes no
 further key.
 
-With --every it makes none now, but sets the age at which keys are rotated, 0 for never.`,
+With --every it makes no key now, but sets the age at which keys are rotated; 0 means
+never.`,
 		Example: `  postern dkim rotate shop.example
   postern dkim rotate shop.example --every 180d`,
 		Args: one("DOMAIN", "the domain"),
@@ -211,10 +212,10 @@ With --every it makes none now, but sets the age at which keys are rotated, 0 fo
 func (a *app) dkimRetireCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "retire DOMAIN [SELECTOR]",
-		Short: "stop signing with a key, or with all of a domain",
-		Long: `Ends the signing with a key, or with all keys of the domain; all nodes follow within two
-seconds. Its record has to stay while mail that it has signed is on its way: the key is
-retiring for seven days, or for the lifetime of the queue if that is longer. A pending
+		Short: "stop signing with a key, or with all keys of a domain",
+		Long: `Stops signing with a key, or with all keys of the domain; all nodes follow within two
+seconds. The record has to stay while mail signed with the key is on its way: the key is
+retiring for seven days, or for the queue's lifetime if that is longer. A pending
 key is removed.`,
 		Args: domainAndSelector,
 		RunE: a.onDKIM(false, func(ctx context.Context, admin *keys.Admin, domain, selector string) error {
@@ -235,8 +236,9 @@ func (a *app) dkimRemoveCmd() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use:   "remove DOMAIN [SELECTOR]",
-		Short: "delete a key, or all of a domain",
-		Long: `Deletes a key that is pending or retired, or all keys of the domain if all of them are.
+		Short: "delete a key, or all keys of a domain",
+		Long: `Deletes a key that is pending or retired. Without SELECTOR it deletes all keys of the
+domain, if all of them are pending or retired.
 Nodes delete a retired key themselves, a day or two after its record was removed.`,
 		Args: domainAndSelector,
 		RunE: a.onDKIM(false, func(ctx context.Context, admin *keys.Admin, domain, selector string) error {
@@ -251,7 +253,7 @@ Nodes delete a retired key themselves, a day or two after its record was removed
 			return err
 		}),
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "even if mail that it has signed may be on its way")
+	cmd.Flags().BoolVar(&force, "force", false, "delete it even if mail signed with it may be on its way")
 	return cmd
 }
 

@@ -31,9 +31,9 @@ func (a *app) explainCmd() *cobra.Command {
 and send as that address, what is left of each limit, whether the message would be held,
 its route, what the mail hosts of the recipients' domains must prove before they get it,
 and what a receiver would find: SPF, DKIM, DMARC and the name of this server's address,
-each aligned or not with the author's domain and why, with the record that helps. DNS is
-asked for that, and MTA-STS policies are fetched and cached as by a delivery. Nothing is
-sent and nothing is counted.
+each aligned or not with the author's domain and why, with the record that helps. It
+queries DNS, and fetches and caches MTA-STS policies as a delivery would. Nothing is sent
+and nothing is counted.
 
 The exit status is 0 when the message would be accepted and 1 when it would not.
 

@@ -137,7 +137,7 @@ node lacks the key.`,
 			return err
 		}),
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "even if a running node lacks the key and cannot open what it seals")
+	cmd.Flags().BoolVar(&force, "force", false, "use it even if a running node lacks the key, and so cannot open what it seals")
 	return cmd
 }
 

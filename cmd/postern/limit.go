@@ -104,7 +104,7 @@ func (a *app) limitSetCmd() *cobra.Command {
 the tightest decides; a flag replaces all earlier limits of that kind on the same target.
 
 A limit over time is an amount and a window in s, m, h or d; commas separate several:
-100/m,1000/d,20000/30d. 0 allows none. Usage is counted across all nodes, from the moment
+100/m,1000/d,20000/30d. 0 allows nothing. Usage is counted across all nodes, from the moment
 the limit is first set. --no-defaults exempts a user from the default limits; --defaults
 undoes it.`,
 		Example: `  postern limit set --default --messages 100/m,2000/d --recipients 5000/d
@@ -250,9 +250,9 @@ func (a *app) limitResetCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "reset USER|'*@DOMAIN'|--default|--credential ID",
 		Short: "remove limits",
-		Long: `Removes limits that are set for a user, for a domain, for each user (--default),
-or for a credential: those of the kinds that are named, or all. The counts stay, and apply
-to a limit that is set again.`,
+		Long: `Removes the limits that are set for a user, for a domain, for each user (--default), or
+for a credential. With flags such as --messages, only limits of those kinds are removed.
+The counts are kept, and apply to a limit that is set again.`,
 		Example: `  postern limit reset alice@example.com
   postern limit reset --default --messages`,
 		Args: whom.args,
@@ -277,7 +277,7 @@ to a limit that is set again.`,
 	}
 	whom.flags(cmd)
 	for _, kind := range quota.Kinds() {
-		kinds[kind] = cmd.Flags().Bool(kind.Name(), false, "only those of "+strings.ReplaceAll(string(kind), "_", " "))
+		kinds[kind] = cmd.Flags().Bool(kind.Name(), false, "remove only the limits on "+strings.ReplaceAll(string(kind), "_", " "))
 	}
 	return cmd
 }

@@ -34,7 +34,7 @@ func (a *app) queueRetryCmd() *cobra.Command {
 	return a.operateCmd(operation{
 		name: "retry", do: (*desk.Admin).Retry, what: "waiting recipient", done: "due now", all: "all waiting mail", probe: true, spares: true,
 	}, &cobra.Command{
-		Short: "try waiting mail now instead of at its next attempt",
+		Short: "try waiting mail now instead of later",
 		Long: `Makes waiting recipients due: those of the given messages, those that match all filters,
 or with --all those of the whole queue. A running server tries them immediately,
 otherwise the next one that starts. Held mail stays held, and mail that is being sent is
@@ -101,10 +101,10 @@ Mail that is being sent is not affected. This cannot be undone; the history keep
 envelope and names the operator.
 
 With --user alone the holds of the user and of its credentials end, whoever made
-them, and all held mail is deleted, including mail that the user and not an attacker
-sent. Mail that waits without being held stays: '--user U --state waiting' chooses that.
-So does mail that is set aside because its rows are bad: '--user U --state held' chooses
-all that is held.`,
+them, and all held mail is deleted, including mail that the user, not an attacker, sent. Mail
+that waits without being held stays: '--user U --state waiting' selects it. Mail that is
+set aside because its rows are bad stays too: '--user U --state held' selects it together
+with all other held mail.`,
 		Example: `  postern queue cancel --user mallory@example.com --dry-run
   postern queue cancel --sender bulk@example.com --state waiting
   postern queue cancel --all`,

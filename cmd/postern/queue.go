@@ -64,8 +64,8 @@ func (a *app) queueListCmd() *cobra.Command {
 		Short: "list unfinished recipients, the oldest message first",
 		Long: `Lists each recipient that is not finished. States: waiting for the next attempt, sending
 (a node is working on it), held, and failed or delivered while the sender is still to be
-notified. Mail that waits for an upstream's breaker to close is due then, whatever its
-NEXT.
+notified. Mail that waits for an upstream's breaker is due as soon as that closes, even if
+NEXT is later.
 
 With several filters, lists the recipients that match all of them. 'postern queue shape'
 summarizes a large queue.`,

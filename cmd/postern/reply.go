@@ -77,12 +77,12 @@ func (a *app) replyAddCmd() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&row.Code, "code", "", "`CODE` of the reply: 554, 55x, 5xx or 4xx")
 	f.StringVar(&row.Enhanced, "enhanced", "", "enhanced `CODE`: 5.2.0, 5.7.x, x.5.3 or none")
-	f.StringVar(&row.Text, "text", "", "how the `TEXT` begins")
-	f.StringVar(&stage, "stage", "", "where it comes: "+upstream.Words(upstream.Stages()))
-	f.StringVar(&result, "result", string(upstream.Later), "later or never")
-	f.StringVar(&scope, "scope", "", "what is at fault: "+upstream.Words(upstream.Scopes()))
-	f.StringVar(&wait, "wait", "", "`TIME` until the next attempt (default: as the schedule has it)")
-	f.BoolVar(&first, "first", false, "before the rows that were added before")
+	f.StringVar(&row.Text, "text", "", "`TEXT` that the reply's text begins with")
+	f.StringVar(&stage, "stage", "", "`STAGE` of the conversation: "+upstream.Words(upstream.Stages()))
+	f.StringVar(&result, "result", string(upstream.Later), "`RESULT`: later or never")
+	f.StringVar(&scope, "scope", "", "`SCOPE`, what is at fault: "+upstream.Words(upstream.Scopes()))
+	f.StringVar(&wait, "wait", "", "`TIME` until the next attempt (default: that of the schedule)")
+	f.BoolVar(&first, "first", false, "put it before the rows that were added earlier")
 	for _, name := range []string{"code", "scope"} {
 		_ = cmd.MarkFlagRequired(name)
 	}
@@ -172,7 +172,7 @@ conversation, and which row decides ('postern upstream reply list').`,
 			return err
 		}),
 	}
-	cmd.Flags().StringVar(&stage, "stage", string(upstream.StageDot), "where it came: "+upstream.Words(upstream.Stages()))
+	cmd.Flags().StringVar(&stage, "stage", string(upstream.StageDot), "`STAGE` at which it came: "+upstream.Words(upstream.Stages()))
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }

@@ -16,7 +16,7 @@ import (
 )
 
 func (a *app) transportCmd() *cobra.Command {
-	return noun("transport", "manage what mail hosts must prove: DANE, MTA-STS", a.transportShowCmd(), a.transportRefreshCmd(), a.transportOverrideCmd())
+	return noun("transport", "manage what mail hosts must prove (DANE, MTA-STS)", a.transportShowCmd(), a.transportRefreshCmd(), a.transportOverrideCmd())
 }
 
 func (a *app) transportShowCmd() *cobra.Command {
@@ -85,8 +85,8 @@ func (a *app) transportRefreshCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "refresh DOMAIN",
 		Short: "fetch a domain's MTA-STS policy now",
-		Long: `Fetches the MTA-STS policy of a domain, although the cached one has not expired and its
-id is the same; some domains change their policy without a new id. All nodes follow
+		Long: `Fetches the MTA-STS policy of a domain even if the cached one has not expired and has the
+same id: some domains change their policy without changing its id. All nodes follow
 within ten seconds. If it cannot be fetched, the cached policy stays.`,
 		Args: one("DOMAIN", "a domain"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -110,7 +110,7 @@ within ten seconds. If it cannot be fetched, the cached policy stays.`,
 
 // followed says what holds for a domain once all nodes have read it.
 func (a *app) followed(domain, text string) error {
-	_, err := fmt.Fprintf(a.stdout, "%s: %s\nto do: in ten seconds, 'postern queue retry --domain %[1]s', if mail waits\n", domain, screen.Printable(text))
+	_, err := fmt.Fprintf(a.stdout, "%s: %s\nto do: if mail waits, run 'postern queue retry --domain %[1]s' in ten seconds\n", domain, screen.Printable(text))
 	return err
 }
 
@@ -120,9 +120,9 @@ func (a *app) transportOverrideCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "override DOMAIN",
 		Short: "demand less, or more, of a domain's mail hosts for a time",
-		Long: `Sets what the mail hosts of a domain must prove, in place of what it publishes by DANE and
-MTA-STS, until a time: when its records are broken and its mail must go, or when you know
-that its hosts can do more. It is for exactly this domain of recipients. All nodes follow
+		Long: `Sets, for a limited time, what the mail hosts of a domain must prove, in place of what the
+domain publishes by DANE and MTA-STS: when its records are broken and mail must go there
+anyway, or when you know that its hosts can do more. It applies to exactly this recipient domain. All nodes follow
 within ten seconds.
 
   --level opportunistic  TLS if it is offered, with any certificate, else in clear

@@ -118,7 +118,7 @@ func TestTransportPage(t *testing.T) {
 		"postern transport show example.net": {"enforce until ", "id 2, mx mx2.example.net", "validated by DNSSEC",
 			"mx1.example.net  dane     TLS, with a certificate of its TLSA records: 3 1 1 9d0a2c1e…", "mx2.example.net  mta-sts  TLS, with a certificate for its name"},
 		"postern transport show": {"example.net  mta-sts  enforce until "},
-		"postern transport override example.net --level encrypted --for 2d --reason 'their TLSA record is of the former key'": {"example.net: encrypted until ", "to do: in ten seconds, 'postern queue retry --domain example.net'"},
+		"postern transport override example.net --level encrypted --for 2d --reason 'their TLSA record is of the former key'": {"example.net: encrypted until ", "to do: if mail waits, run 'postern queue retry --domain example.net' in ten seconds"},
 		"postern transport override example.net --clear":                                                                      {"cleared the override of example.net"},
 	} {
 		for _, w := range want {

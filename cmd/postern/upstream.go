@@ -261,9 +261,9 @@ probe succeeds, its mail is sent.`,
 	}
 	if pause {
 		cmd.Use, cmd.Short = "pause NAME", "stop sending mail to a smarthost"
-		cmd.Long = `Until 'postern upstream resume', mail for the smarthost takes the next way of its route,
-or waits without using attempts while its lifetime keeps running; the output says which,
-for each route. 'postern queue show' says why a message waits. All nodes follow within
+		cmd.Long = `Stops using a smarthost until 'postern upstream resume'. Its mail takes the next way of
+its route, or waits without using attempts while its lifetime keeps running; the output
+says which, for each route. 'postern queue show' says why a message waits. All nodes follow within
 two seconds; mail that a node has started or queued by then is still sent.`
 	}
 	cmd.RunE = a.onUsers(func(ctx context.Context, users *accounts, args []string) error {

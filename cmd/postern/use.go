@@ -59,6 +59,10 @@ func plainUse(cmd *cobra.Command, err error) error {
 		set, _, _ = strings.Cut(set, "]")
 		return usagef("'%s' takes only one of --%s", cmd.CommandPath(), strings.Join(strings.Fields(set), " and --"))
 	}
+	if _, set, ok := strings.Cut(err.Error(), "at least one of the flags in the group ["); ok {
+		set, _, _ = strings.Cut(set, "]")
+		return usagef("'%s' needs --%s", cmd.CommandPath(), strings.Join(strings.Fields(set), " or --"))
+	}
 	missing, ok := strings.CutPrefix(err.Error(), "required flag(s) ")
 	if !ok {
 		return err

@@ -196,8 +196,9 @@ func (a *app) userShowCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show NAME",
 		Short: "show a user, its credentials and its mail in the queue",
-		Long: `Shows everything about a user except its limits: 'postern limit show NAME' shows those and
-their use, and 'postern explain' shows whether a message would be accepted.
+		Long: `Shows a user with its credentials, its mail in the queue and the settings of a mail client.
+'postern limit show NAME' shows its limits and their use, 'postern recipient list NAME' the
+addresses that it may write to, and 'postern explain' whether a message would be accepted.
 
 ` + handout.ProfilesHelp,
 		Args: one("name", "the user's name"),
@@ -314,8 +315,8 @@ func (a *app) userDisableCmd() *cobra.Command {
 		Short: "keep a user from sending, and hold its mail",
 		Long: `Refuses the user's logins on every node within 2 seconds, ends its sessions, and
 holds its mail that waits in the queue. Held mail waits until it is released or
-cancelled; enabling the user again does not release it. For a user who is disabled
-already only the reason changes, if another is given.`,
+cancelled; enabling the user again does not release it. If the user is already
+disabled, only the reason changes, if a new one is given.`,
 		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkReason(reason); err != nil {
@@ -326,7 +327,7 @@ already only the reason changes, if another is given.`,
 			})
 		},
 	}
-	cmd.Flags().StringVar(&reason, "reason", "", "why, for 'user list' and 'user show'; clients are not told")
+	cmd.Flags().StringVar(&reason, "reason", "", "`TEXT` that says why, shown by 'user list' and 'user show', not to clients")
 	return cmd
 }
 

@@ -72,11 +72,11 @@ func TestWebhooksPage(t *testing.T) {
 		}
 	}
 	for line, want := range map[string]string{
-		"postern webhook add https://ops.example.com/hook --all --name ops": "\nwhsec_",
+		"postern webhook add https://ops.example.com/hook --all --name ops": "\nsecret: whsec_",
 		"postern webhook list":        "shop  active  shop@example.com",
 		"postern webhook show shop":   "shop is active: " + endpoint.URL + "/mail-events",
 		"postern webhook test shop":   "the event was taken: 204",
-		"postern webhook rotate shop": "the former one signs as well until 20",
+		"postern webhook rotate shop": "the former secret signs too until 20",
 		"postern webhook replay shop --since 4h --until 1h --kind failed --dry-run": "would be sent again: 0",
 		"postern webhook pause shop":  "webhook shop is paused",
 		"postern webhook remove shop": "webhook shop is removed",
@@ -180,8 +180,8 @@ func TestWebhookReceivers(t *testing.T) {
 // secretIn is the secret in what a command says.
 func secretIn(said string) string {
 	for line := range strings.Lines(said) {
-		if strings.HasPrefix(line, "whsec_") {
-			return strings.TrimSpace(line)
+		if secret, found := strings.CutPrefix(line, "secret: "); found {
+			return strings.TrimSpace(secret)
 		}
 	}
 	return ""

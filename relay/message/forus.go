@@ -43,7 +43,7 @@ func (f *toUs) add(line []byte) {
 func (s *scanner) beginToUs(field known, value []byte) error {
 	if field == fieldTag {
 		if s.tags++; s.tags > MaxTags {
-			return badField(field, fmt.Sprintf("be there at most %d times", MaxTags))
+			return badField(field, fmt.Sprintf("occur at most %d times", MaxTags))
 		}
 	}
 	s.toUs, s.inToUs = append(s.toUs, toUs{field: field}), true

@@ -40,7 +40,7 @@ func TestForUs(t *testing.T) {
 		{name: "a longer tag", in: "X-Postern-Tag: x" + x64 + "\n", refusal: badTag},
 		{name: "an empty tag", in: "X-Postern-Tag: \n", refusal: badTag},
 		{name: "a tag of no ASCII", in: "X-Postern-Tag: gr\u00fc\u00dfe\n", refusal: badTag},
-		{name: "eleven tags", in: strings.Repeat("X-Postern-Tag: a\n", 11), refusal: "554 5.6.0 The X-Postern-Tag field must be there at most 10 times"},
+		{name: "eleven tags", in: strings.Repeat("X-Postern-Tag: a\n", 11), refusal: "554 5.6.0 The X-Postern-Tag field must occur at most 10 times"},
 		{name: "metadata", in: "X-Postern-Metadata: {\"order\": 17,\n \"to\": [\"a\", null, true, 1.5]}\n", want: ForUs{Metadata: []byte(`{"order":17,"to":["a",null,true,1.5]}`)}},
 		{name: "a half character", in: `X-Postern-Metadata: {"a": "\ud800"}` + "\n", want: ForUs{Metadata: []byte(`{"a":"` + "\ufffd" + `"}`)}},
 		{name: "no object", in: "X-Postern-Metadata: [1]\n", refusal: badData},

@@ -113,7 +113,7 @@ func (e *Entry) Refusal() smtp.Reply {
 	case e.Reason != "":
 		why += ": " + plain(e.Reason)
 	}
-	return smtp.Permanent(550, 1, 1, fmt.Sprintf("%s is suppressed since %s%s%s; an administrator lifts it with 'postern suppression remove'",
+	return smtp.Permanent(550, 1, 1, fmt.Sprintf("%s is suppressed since %s%s%s; an administrator can lift this with 'postern suppression remove'",
 		who, e.AddedAt.UTC().Format(time.DateOnly), until, why))
 }
 

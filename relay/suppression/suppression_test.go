@@ -128,8 +128,8 @@ func TestRefusal(t *testing.T) {
 	at := time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC)
 	until := at.AddDate(0, 0, 7)
 	tests := map[string]suppression.Entry{
-		"550 5.1.1 bob@example.net is suppressed since 2026-11-30 until 2026-12-07, mail to it bounced: 550 5.1.1 No such ?user?; an administrator lifts it with 'postern suppression remove'": {UserID: 1, Address: "bob@example.net", Source: suppression.Bounce, Reply: "550 5.1.1\tNo such «user»", AddedAt: at, ExpiresAt: &until},
-		"550 5.1.1 bob@example.net is suppressed since 2026-11-30, by an administrator: asked; an administrator lifts it with 'postern suppression remove'":                                    {UserID: 1, Address: "bob@example.net", Source: suppression.Admin, Reason: "asked", AddedAt: at},
+		"550 5.1.1 bob@example.net is suppressed since 2026-11-30 until 2026-12-07, mail to it bounced: 550 5.1.1 No such ?user?; an administrator can lift this with 'postern suppression remove'": {UserID: 1, Address: "bob@example.net", Source: suppression.Bounce, Reply: "550 5.1.1\tNo such «user»", AddedAt: at, ExpiresAt: &until},
+		"550 5.1.1 bob@example.net is suppressed since 2026-11-30, by an administrator: asked; an administrator can lift this with 'postern suppression remove'":                                    {UserID: 1, Address: "bob@example.net", Source: suppression.Admin, Reason: "asked", AddedAt: at},
 		"550 5.1.1 This address is suppressed by the administrator":     {Address: "bob@example.net", Source: suppression.Admin, Reason: "secret", AddedAt: at},
 		"550 5.7.1 Mail to this domain is blocked by the administrator": {Address: "*@example.net", Source: suppression.Admin, Reason: "secret", AddedAt: at},
 	}

@@ -299,8 +299,8 @@ func (s *Store) Remove(ctx context.Context, name string) error {
 
 // Choice chooses events of the feed to be sent again, among those that the webhook may get.
 type Choice struct {
-	ID    uuid.UUID // only this one, unless zero
-	Since time.Time
+	ID    uuid.UUID   // only this one, unless zero
+	Since time.Time   // not earlier, unless zero
 	Until time.Time   // not later, unless zero
 	Kinds []feed.Kind // empty: the webhook's
 }
@@ -342,7 +342,13 @@ func (s *Store) Replay(ctx context.Context, name string, c Choice) (n int, err e
 		return 0, err
 	}
 	// The feed was read before, so that no transaction is open meanwhile.
-	detail := map[string]any{"events": len(ids), "since": c.Since.UTC()}
+	detail := map[string]any{"events": len(ids)}
+	if c.ID != uuid.Nil {
+		detail["id"] = c.ID
+	}
+	if !c.Since.IsZero() {
+		detail["since"] = c.Since.UTC().Truncate(time.Second)
+	}
 	err = s.change(ctx, audit.Deed{Action: "webhook replay", Object: name, Detail: detail}, func(ctx context.Context, tx pgx.Tx) error {
 		f, err := find(ctx, tx, name)
 		if err != nil {

@@ -270,8 +270,7 @@ func TestReplay(t *testing.T) {
 		must(t, err)
 		return n == 5
 	})
-	one := choice
-	one.ID = uuid.MustParse(b.ids(feed.Filter{Kinds: []feed.Kind{feed.Accepted}})[2])
+	one := Choice{ID: uuid.MustParse(b.ids(feed.Filter{Kinds: []feed.Kind{feed.Accepted}})[2])}
 	n, err := b.store.Replay(t.Context(), "a", one)
 	must(t, err)
 	if n != 1 {

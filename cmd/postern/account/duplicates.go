@@ -17,16 +17,21 @@ func MailCommand() (cmd *cobra.Command, change func(context.Context, *auth.Store
 	var duplicates, suppressed string
 	cmd = &cobra.Command{
 		Use:   "set ID",
-		Short: "change what becomes of mail that is sent with a credential",
-		Long: `Sets how long copies of what comes by a credential are recognised (--duplicates), and what
-becomes of a suppressed recipient (--suppressed, see 'postern suppression'): refuse it at RCPT,
-accept it and tell the sender by a notice, or ignore the user's entries, for mail such as
-security alerts.`,
+		Short: "change how mail sent with a credential is treated",
+		Long: `Changes how mail sent with a credential is treated.
+
+--duplicates is how long a copy of a message is recognised, so that it is not sent again.
+
+--suppressed is what happens to a recipient on the user's suppression list ('postern
+suppression'):
+  refuse  refuse it at RCPT
+  accept  accept it, send nothing, and tell the sender by a notice
+  ignore  send to it all the same, unless it is suppressed for all users`,
 		Example: "  postern credential set 12 --duplicates 10m --suppressed ignore",
 	}
 	words := []string{string(auth.RefuseSuppressed), string(auth.AcceptSuppressed), string(auth.IgnoreSuppressed)}
 	cmd.Flags().StringVar(&duplicates, "duplicates", "", "`SPAN` such as 10m, off, or default for queue.duplicates of the configuration")
-	cmd.Flags().StringVar(&suppressed, "suppressed", "", "`WHAT` becomes of suppressed recipients: "+strings.Join(words, ", "))
+	cmd.Flags().StringVar(&suppressed, "suppressed", "", "`ACTION` for suppressed recipients: "+strings.Join(words, ", "))
 	cmd.MarkFlagsOneRequired("duplicates", "suppressed")
 	_ = cmd.RegisterFlagCompletionFunc("suppressed", cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 	return cmd, func(ctx context.Context, store *auth.Store, id int64) (c auth.Credential, err error) {

@@ -20,12 +20,12 @@ const patience = 20 * time.Second
 // refuses arguments.
 func Command(out io.Writer, with func(ctx context.Context, do func(ctx context.Context, pool *pgxpool.Pool, actor string) error) error,
 	noun func(use, short string, verbs ...*cobra.Command) *cobra.Command, none cobra.PositionalArgs) *cobra.Command {
-	return noun("alerts", "alerts by mail", &cobra.Command{
+	return noun("alerts", "try the alerts that are sent by mail", &cobra.Command{
 		Use:   "test",
 		Short: "send a mail about what is wrong now",
-		Long: `Has a running node send a mail with all that the nodes find wrong now to the addresses of
-its [alerts] mail, whether or not one is due. 'postern trace' with the printed id shows
-what became of it.`,
+		Long: `Makes a running node look for what is wrong now, and mail it and what the other nodes have
+found to the addresses in its [alerts] section, whether or not a mail is due. 'postern
+trace' with the printed id shows whether the mail was delivered.`,
 		Args: none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return with(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, _ string) error {

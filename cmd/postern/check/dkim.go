@@ -73,7 +73,7 @@ func (c *checkup) dkimKeys(r *report, v *mailView, domain string) {
 		switch mode := modes[way]; {
 		case mode == dkim.Off || mode == "" || len(mode.Of(begun)) > 0:
 		case len(begun) == 0:
-			r.add("dkim.none", "domain "+domain, "no key that signs, and its mail by %s is to be signed", way)
+			r.add("dkim.none", "domain "+domain, "no key signs its mail by %s", way)
 			return
 		default:
 			r.add("dkim.none", "domain "+domain, "no %s key, and its mail by %s is signed by no other", dkim.RSA, way)

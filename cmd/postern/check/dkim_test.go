@@ -51,8 +51,8 @@ func dkimFaults() []fault {
 		{"dkim.ok", "it signs (ed25519)", nothing},
 		{"dkim.ok", "it is published, and will sign", func(_ *testing.T, p *patient) { p.view.dkim[0].State = keys.Pending }},
 		{"dkim.ok", "its record is there", func(_ *testing.T, p *patient) { p.view.dkim[0].State = keys.Retiring }},
-		{"dkim.none", "no key that signs, and its mail by mx is to be signed", func(_ *testing.T, p *patient) { p.view.dkim = nil }},
-		{"dkim.none", "no key that signs, and its mail by out is to be signed", func(_ *testing.T, p *patient) {
+		{"dkim.none", "no key signs its mail by mx", func(_ *testing.T, p *patient) { p.view.dkim = nil }},
+		{"dkim.none", "no key signs its mail by out", func(_ *testing.T, p *patient) {
 			p.view.dkim = nil
 			p.upstream(upstream.Account{DKIM: dkim.OnlyRSA})
 		}},

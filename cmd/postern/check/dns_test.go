@@ -128,7 +128,7 @@ func spfFaults() []fault {
 		}},
 		{"dmarc.unknown", "DMARC: name server", broken("_dmarc.example.com.")},
 		{"sender.unknown", "MX: name server", func(_ *testing.T, p *patient) { p.dns.ServFail("example.com.", "MX") }},
-		{"dmarc.fail", "DMARC fails: it is not signed; SPF of example.com: fail; its policy is none", record("v=spf1 ip4:192.0.2.0/24 -all")},
+		{"dmarc.fail", "DMARC fails: mail is not signed; SPF of example.com: fail; its policy is none", record("v=spf1 ip4:192.0.2.0/24 -all")},
 		{"dmarc.fail", "SPF of example.com: none", record("no SPF")},
 		{"dmarc.none", "_dmarc.example.com", says("_dmarc.example.com.")},
 		{"sender.no-mail", "null MX", says("example.com.", "MX 0 .")},

@@ -53,5 +53,5 @@ func (c *checkup) keys(r *report, v *keyring.View) {
 		r.add("key.unopened", "keys", "these do not open with the key %s: %s", path, screen.Few(v.Unopened))
 		return
 	}
-	r.add("key.sealed", "keys", "%s, and this machine opens all", screen.Count(sealed, "sealed value"))
+	r.add("key.sealed", "keys", "this machine can open what is sealed: %s", screen.Count(sealed, "value"))
 }

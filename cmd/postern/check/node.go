@@ -53,9 +53,9 @@ func (in *inspection) held(ctx context.Context) error {
 	case toldElsewhere(err):
 		return nil
 	case len(who) > 0:
-		in.r.add("queue.held", "queue", "%s; on hold: %s", screen.Count(total, "recipient"), screen.Few(who))
+		in.r.add("queue.held", "queue", "%s held; on hold: %s", screen.Count(total, "recipient"), screen.Few(who))
 	case total > 0:
-		in.r.add("queue.held", "queue", "%s", screen.Count(total, "recipient"))
+		in.r.add("queue.held", "queue", "%s held", screen.Count(total, "recipient"))
 	}
 	return err
 }

@@ -101,8 +101,8 @@ func rotated(ago time.Duration) func(*testing.T, *patient) {
 
 func keyFaults() []fault {
 	return []fault{
-		{"key.sealed", "1 sealed value, and this machine opens all", nothing},
-		{"key.sealed", "1 sealed value, and this machine opens all", rotated(23 * time.Hour)},
+		{"key.sealed", "this machine can open what is sealed: 1 value", nothing},
+		{"key.sealed", "this machine can open what is sealed: 1 value", rotated(23 * time.Hour)},
 		{"key.old", "1 value, and key", rotated(25 * time.Hour)},
 		{"key.lacking", "missing at two", func(t *testing.T, p *patient) { p.node(t, "two", "12345678") }},
 		{"key.lacking", "missing at ", func(t *testing.T, p *patient) {

@@ -138,7 +138,7 @@ func spfRecord(ctx context.Context, r receiver.Receiver, domain string) string {
 	case err != nil:
 		return err.Error()
 	case len(records) == 0:
-		return "there is no record (v=spf1)"
+		return "no SPF record (v=spf1)"
 	}
 	return strings.Join(records, "; ")
 }

@@ -100,7 +100,7 @@ func (l *listing) printEvent(e *feed.Event) error {
 
 // text is the line of an event for people.
 func text(e *feed.Event) string {
-	words := []string{screen.LocalTime(e.At), fmt.Sprintf("%-14s", e.Kind)}
+	words := []string{screen.LocalTime(e.At), fmt.Sprintf("%-19s", e.Kind)}
 	if e.Message != nil {
 		words = append(words, e.Message.ID.String())
 	}
@@ -113,11 +113,7 @@ func text(e *feed.Event) string {
 		words = append(words, "to "+screen.Few(e.Message.Recipients))
 	}
 	if r := e.Reply; r != nil {
-		for _, word := range []string{strings.TrimPrefix(strconv.Itoa(r.Code), "0"), r.Enhanced, r.Text} {
-			if word != "" {
-				words = append(words, word)
-			}
-		}
+		words = append(words, strings.Join(strings.Fields(strings.TrimPrefix(strconv.Itoa(r.Code), "0")+" "+r.Enhanced+" "+r.Text), " "))
 	}
 	return strings.Join(words, "  ")
 }

@@ -316,9 +316,9 @@ func (e *Message) Print(to io.Writer) error {
 	case !e.Accepted:
 		return nil
 	case e.Hold != "":
-		_, err := fmt.Fprintf(to, "\nIt would be accepted, and held: %s\n", screen.Printable(e.Hold))
+		_, err := fmt.Fprintf(to, "\nThe message would be accepted, and held: %s\n", screen.Printable(e.Hold))
 		return err
 	}
-	_, err := fmt.Fprintln(to, "\nIt would be accepted.")
+	_, err := fmt.Fprintln(to, "\nThe message would be accepted.")
 	return err
 }

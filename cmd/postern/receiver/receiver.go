@@ -109,8 +109,8 @@ func (r Receiver) Judge(ctx context.Context, m Mail) (list []Finding) {
 		why.by = []string{"DKIM (" + strings.Join(why.by, ", ") + ")"}
 	}
 	if len(m.Signatures) == 0 {
-		list = append(list, Finding{Check: "DKIM", Of: m.Author, Result: None, Why: "it is not signed"})
-		why.not = append(why.not, "it is not signed")
+		list = append(list, Finding{Check: "DKIM", Of: m.Author, Result: None, Why: "mail is not signed"})
+		why.not = append(why.not, "mail is not signed")
 	}
 	why.by, why.not, why.unknown = append(why.by, spf.by...), append(why.not, spf.not...), why.unknown || spf.unknown
 	return append(append(list, findings...), dmarc(m, policy, policyErr, why))

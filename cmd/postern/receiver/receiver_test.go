@@ -76,12 +76,12 @@ func TestJudge(t *testing.T) {
 				"DKIM shop.test pass: ", "SPF 198.51.100.7 pass: shop.test",
 				"DMARC news.shop.test fail: DKIM of shop.test is not aligned with news.shop.test; SPF is about shop.test, which is not aligned with news.shop.test; its policy is none", "PTR"}},
 		{"bounces elsewhere", nil, Mail{Author: "shop.test", Sender: "other.test", Signatures: nil}, []string{
-			"DKIM shop.test none: it is not signed", "SPF 198.51.100.7 none: other.test: ",
-			"DMARC shop.test fail: it is not signed; SPF is about other.test, which is not aligned with shop.test; its policy is reject", "PTR"}},
+			"DKIM shop.test none: mail is not signed", "SPF 198.51.100.7 none: other.test: ",
+			"DMARC shop.test fail: mail is not signed; SPF is about other.test, which is not aligned with shop.test; its policy is reject", "PTR"}},
 		{"another address", func(z *dnstest.Zones) { z.Set("shop.test", `TXT "v=spf1 a mx include:_spf.test ?all"`) },
 			Mail{Author: "shop.test", Sender: "shop.test"}, []string{
 				"DKIM shop.test none", "SPF 198.51.100.7 permerror: shop.test: no DNS record found\n",
-				"DMARC shop.test fail: it is not signed; SPF of shop.test: permerror; its policy is reject", "PTR"}},
+				"DMARC shop.test fail: mail is not signed; SPF of shop.test: permerror; its policy is reject", "PTR"}},
 		{"to add", func(z *dnstest.Zones) { z.Set("shop.test", `TXT "v=spf1 ip4:192.0.2.1 -all"`) },
 			Mail{Author: "shop.test", Sender: "shop.test"}, []string{
 				"DKIM shop.test none", `-> shop.test. IN TXT ( "v=spf1 ip4:192.0.2.1 ip4:198.51.100.7 -all" )`, "DMARC shop.test fail", "PTR"}},
@@ -109,7 +109,7 @@ func TestJudge(t *testing.T) {
 		{"by an upstream, signed", nil, Mail{Author: "shop.test", Sender: "shop.test", Signatures: signedBy("shop.test"), Upstream: true}, []string{
 			"DKIM shop.test pass aligned", "DMARC shop.test pass: by DKIM (rsa); its policy is reject"}},
 		{"by an upstream", nil, Mail{Author: "shop.test", Sender: "shop.test", Upstream: true}, []string{
-			"DKIM shop.test none", "DMARC shop.test none: it is not signed; the upstream may sign, or be in the domain's SPF record; its policy is reject"}},
+			"DKIM shop.test none", "DMARC shop.test none: mail is not signed; the upstream may sign, or be in the domain's SPF record; its policy is reject"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()

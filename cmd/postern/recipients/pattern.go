@@ -16,7 +16,7 @@ import (
 
 // Recipient is 'postern recipient'.
 func (s Shell) Recipient() *cobra.Command {
-	return s.Noun("recipient", "the addresses that a user may write to",
+	return s.Noun("recipient", "manage the addresses that a user may write to",
 		s.change("allow", "let a user write to these addresses only", `Where a user, or one of its credentials, has an allowed pattern, a recipient that matches none
 is refused; '*@example.com' makes a printer write to its own domain only.`,
 			func(ctx context.Context, store *auth.Store, user string, credential int64, patterns []string) error {
@@ -71,7 +71,7 @@ func (s Shell) patterns() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "list USER",
-		Short: "list the addresses that a user may write to or not",
+		Short: "list the addresses that a user may or may not write to",
 		Args:  some(1, "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 {

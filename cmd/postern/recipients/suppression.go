@@ -21,7 +21,7 @@ import (
 
 // Suppression is 'postern suppression'.
 func (s Shell) Suppression() *cobra.Command {
-	return s.Noun("suppression", "addresses that get no more mail", s.verb(s.add()), s.verb(s.list()), s.verb(s.remove()), s.verb(s.importCmd()), s.verb(s.export()))
+	return s.Noun("suppression", "manage the addresses that are sent no more mail", s.verb(s.add()), s.verb(s.list()), s.verb(s.remove()), s.verb(s.importCmd()), s.verb(s.export()))
 }
 
 func (s Shell) add() *cobra.Command {
@@ -136,7 +136,7 @@ an address whoever has them; without any of these, the latest entries of anybody
 				case asJSON:
 					return screen.JSON(s.Out, append([]suppression.Entry{}, list...))
 				}
-				t := screen.TableOf([]string{"ADDRESS", "OF", "SINCE", "UNTIL", "HITS", "WHY"}, row, list)
+				t := screen.TableOf([]string{"ADDRESS", "USER", "SINCE", "UNTIL", "HITS", "WHY"}, row, list)
 				t.Spare, t.Wraps = []string{"HITS", "SINCE"}, true
 				if err := t.Print(s.Out); err != nil {
 					return err

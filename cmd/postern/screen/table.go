@@ -26,6 +26,7 @@ const (
 	gap      = 2  // blanks between columns
 	leastCut = 12 // runes of a column that is cut
 	leastRun = 24 // runes of a column that wraps
+	mostRun  = 40 // or of its longest word, up to these
 )
 
 // TableOf has a row for each of a list.
@@ -97,7 +98,13 @@ func (t *Table) cells(columns []int) (cells [][]string, widths []int) {
 // column, if it wraps, needs little.
 func fit(cells [][]string, widths []int, room int, wraps bool) bool {
 	if last := len(widths) - 1; wraps {
-		widths[last] = min(widths[last], leastRun)
+		run := leastRun
+		for _, row := range cells[1:] {
+			for word := range strings.FieldsSeq(row[last]) {
+				run = max(run, min(utf8.RuneCountInString(word), mostRun))
+			}
+		}
+		widths[last] = min(widths[last], run)
 	}
 	isText := make([]bool, len(widths))
 	for _, row := range cells[1:] {

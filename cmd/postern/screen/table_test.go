@@ -39,3 +39,19 @@ func TestCount(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// A long word of the last column fits: other columns give way to it.
+func TestLongWord(t *testing.T) {
+	t.Parallel()
+	var b strings.Builder
+	table := Table{Head: []string{"WHEN", "RECIPIENT", "TRIES", "REPLY"}, Spare: []string{"TRIES"}, Wraps: true}
+	table.Add("2026-12-01 01:16:53", "bob@example.net", "1", "see https://postgrey.example.net/greylisted")
+	if err := table.Print(Writer{Writer: &b, Width: 74}); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(b.String()) {
+		if len(strings.TrimSuffix(line, "\n")) > 74 {
+			t.Errorf("%q", line)
+		}
+	}
+}

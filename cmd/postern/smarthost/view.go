@@ -63,7 +63,7 @@ func (s *Shown) Print(out io.Writer) error {
 	row("host", net.JoinHostPort(s.Host, strconv.Itoa(s.Port)))
 	row("TLS", string(s.TLS))
 	if s.CustomCA {
-		row("CA", "its own")
+		row("CA", "that of --ca-file")
 	}
 	row("TLS name", s.TLSName)
 	for pin := range strings.SplitSeq(s.TLSPins, ",") {
@@ -113,7 +113,7 @@ func (s *Shown) Print(out io.Writer) error {
 			return err
 		}
 	}
-	_, err := fmt.Fprintf(out, "%s for every upstream: 'postern upstream reply list %s'\n", screen.Count(len(s.Replies)-len(own), "further row"), s.Name)
+	_, err := fmt.Fprintf(out, "%s say what its replies mean: 'postern upstream reply list %s'\n", screen.Count(len(s.Replies), "row"), s.Name)
 	return err
 }
 

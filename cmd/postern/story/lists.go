@@ -48,6 +48,12 @@ func EntryRow(e Entry) []string {
 		strconv.Itoa(e.Attempts), next, screen.OrDash(reply)}
 }
 
+// leftRow is an entry below its message, which says the rest.
+func leftRow(e Entry) []string {
+	row := EntryRow(e)
+	return []string{row[5], row[1], row[6], row[7], row[8]}
+}
+
 // Hold is a hold of a user or credential as --json prints it.
 type Hold struct {
 	queue.UserHold

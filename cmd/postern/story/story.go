@@ -80,7 +80,9 @@ func (s *Story) Print(w io.Writer) error {
 	t.Add("recipients", strconv.Itoa(m.Recipients))
 	t.Add("size", strconv.FormatInt(m.Size, 10))
 	t.Add("Message-ID", screen.OrDash(m.MessageID))
-	t.Add("client", screen.OrDash(m.ClientAddr)+" "+screen.OrDash(m.ClientHello)+" "+screen.OrDash(m.TLS))
+	if m.ClientAddr != "" { // not the relay's own mail
+		t.Add("client", m.ClientAddr+" "+screen.OrDash(m.ClientHello)+" "+screen.OrDash(m.TLS))
+	}
 	if m.Rule != "" {
 		t.Add("rule", m.Rule)
 	}
@@ -118,8 +120,8 @@ func (s *Story) Print(w io.Writer) error {
 		return nil
 	}
 	fmt.Fprintln(w)
-	t = screen.TableOf(EntryHead(), EntryRow, Entries(s.Live, s.who()))
-	t.Spare, t.Wraps = EntrySpare(), true // the whole reply
+	t = screen.TableOf([]string{"RECIPIENT", "STATE", "TRIES", "NEXT", "LAST REPLY"}, leftRow, Entries(s.Live, s.who()))
+	t.Spare, t.Wraps = []string{"TRIES"}, true // the whole reply
 	if err := t.Print(w); err != nil {
 		return err
 	}

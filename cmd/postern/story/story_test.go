@@ -31,14 +31,15 @@ func TestUsageText(t *testing.T) {
 func TestWholeReply(t *testing.T) {
 	t.Parallel()
 	reply := `451 4.4.1 waits for upstream out, not used until 12:05:01 UTC after "535 5.7.8 the password is wrong"; b: upstream b is paused`
-	e := Entry{Entry: desk.Entry{State: desk.StateWaiting, LastReply: reply}}
+	e := Entry{Entry: desk.Entry{State: desk.StateWaiting, Recipient: "bob@example.net", LastReply: reply}}
 	var b strings.Builder
 	s := Story{History: &desk.History{Live: []desk.Entry{e.Entry}}}
 	if err := s.Print(&b); err != nil || !strings.Contains(b.String(), reply) {
 		t.Errorf("%s%v", &b, err)
 	}
 	b.Reset()
-	if err := s.Print(screen.Writer{Writer: &b, Width: 80}); err != nil || strings.Contains(b.String(), "…") || !strings.Contains(b.String(), "b is paused") {
+	if err := s.Print(screen.Writer{Writer: &b, Width: 80}); err != nil || strings.Contains(b.String(), "…") || !strings.Contains(b.String(), "paused") ||
+		!strings.Contains(b.String(), "bob@example.net") || !strings.Contains(b.String(), "NEXT") {
 		t.Errorf("on a terminal: %s%v", &b, err)
 	}
 }

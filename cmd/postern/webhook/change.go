@@ -70,7 +70,7 @@ mail, with --all those of all users and of the system.`,
 				if more != "" {
 					more += "\n"
 				}
-				return s.tell(n.Name, secret, more)
+				return s.tell("added webhook "+n.Name, secret, more)
 			})
 		},
 	}
@@ -119,8 +119,8 @@ that come faster are sent later, and none is left out.`,
 	return cmd
 }
 
-func (s Shell) tell(name string, secret webhook.Secret, more string) error {
-	_, err := fmt.Fprintf(s.Out, "webhook %s has the secret, which is not shown again:\n%s\n%s", name, secret, more)
+func (s Shell) tell(done string, secret webhook.Secret, more string) error {
+	_, err := fmt.Fprintf(s.Out, "%s\nsecret: %s\n(it is not shown again)\n%s", done, secret, more)
 	return err
 }
 
@@ -135,7 +135,7 @@ func (s Shell) rotate() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return s.tell(args[0], secret, "the former one signs as well until "+screen.LocalTime(until)+"\n")
+				return s.tell("changed the secret of webhook "+args[0], secret, "the former secret signs too until "+screen.LocalTime(until)+"\n")
 			})
 		},
 	}
@@ -281,23 +281,23 @@ func (s Shell) replay() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "replay NAME",
 		Short: "send events again",
-		Long: `Sends events again that happened within a span, or one by its id, with the ids that they had. At most
-10,000 may wait. With --dry-run it says how many there are.`,
+		Long: `Sends events of a span of time again, or one event by its id. They keep their ids. At most
+10,000 events of a webhook may wait.`,
 		Example: `  postern webhook replay shop --since 4h --until 1h --kind failed --dry-run
-  postern webhook replay shop --since 30d --id "$id"`,
+  postern webhook replay shop --id "$id"`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			chosen, err := c.read(time.Now())
 			if err != nil {
 				return err
 			}
 			return s.store(cmd, false, func(ctx context.Context, store *webhook.Store) error {
-				do, format := store.Replay, "events that are sent again: %d\n"
+				do, format := store.Replay, "events to be sent again: %d\n"
 				if dry {
 					do, format = store.Count, "events that would be sent again: %d\n"
 				}
 				n, err := do(ctx, args[0], chosen)
 				if err == nil && n == 0 && c.id != "" {
-					err = errors.New("there is no such event for this webhook: look further back with --since, or see 'postern events'")
+					err = errors.New("the feed has no such event for this webhook: see 'postern events'")
 				}
 				if err == nil {
 					_, err = fmt.Fprintf(s.Out, format, n)
@@ -308,10 +308,10 @@ func (s Shell) replay() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&c.id, "id", "", "`ID` of the event")
-	f.StringVar(&c.since, "since", "", "what happened within this `span`: 4d, 2h")
-	f.StringVar(&c.until, "until", "", "but not within this shorter `span`")
-	f.BoolVar(&dry, "dry-run", false, "only count them")
+	f.StringVar(&c.since, "since", "", "only what happened within this `SPAN`: 4d, 2h")
+	f.StringVar(&c.until, "until", "", "but not within this shorter `SPAN`")
+	f.BoolVar(&dry, "dry-run", false, "only count the events")
 	events.KindFlag(cmd, &c.kinds, "only events")
-	_ = cmd.MarkFlagRequired("since")
+	cmd.MarkFlagsOneRequired("since", "id")
 	return cmd
 }

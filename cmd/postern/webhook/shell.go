@@ -37,7 +37,7 @@ type Shell struct {
 
 // Webhook is 'postern webhook'.
 func (s Shell) Webhook() *cobra.Command {
-	return s.Noun("webhook", "HTTP endpoints that are sent events",
+	return s.Noun("webhook", "manage the HTTP endpoints that events are sent to",
 		s.verb(s.add()), s.verb(s.set()), s.verb(s.list()), s.verb(s.show()), s.verb(s.test()), s.verb(s.verify()), s.verb(s.rotate()),
 		s.verb(s.move("pause NAME", "send nothing for a while", "Sends nothing until 'postern webhook resume'. Events that happen meanwhile are sent then, as far as\nthey are still kept: for a paused webhook, no longer than [queue] history.", "is paused", (*webhook.Store).Pause)),
 		s.verb(s.move("resume NAME", "end a pause", "Goes on where the webhook stopped: first with events that wait for another try, then with new ones.", "is active", (*webhook.Store).Resume)),
@@ -130,7 +130,7 @@ func (s Shell) list() *cobra.Command {
 				case asJSON:
 					return screen.JSON(s.Out, append([]webhook.Webhook{}, list...))
 				}
-				t := screen.TableOf([]string{"NAME", "STATE", "OF", "KINDS", "WAITING", "BEHIND", "URL"}, row, list)
+				t := screen.TableOf([]string{"NAME", "STATE", "USER", "KINDS", "WAITING", "BEHIND", "URL"}, row, list)
 				t.Spare, t.Wraps = []string{"KINDS", "BEHIND"}, true
 				if err := t.Print(s.Out); err != nil || len(list) == 0 {
 					return err
@@ -166,6 +166,14 @@ func (s Shell) held(since *time.Time) (err error) {
 	return err
 }
 
+// status is that of an answer; 0 means that there was none.
+func status(code int) string {
+	if code == 0 {
+		return "-"
+	}
+	return strconv.Itoa(code)
+}
+
 // shown is a webhook with its log, as JSON.
 type shown struct {
 	webhook.Webhook
@@ -193,7 +201,7 @@ func (s Shell) show() *cobra.Command {
 					return err
 				}
 				t := screen.TableOf([]string{"AT", "EVENT", "KIND", "STATUS", "MS", "ERROR"}, func(t webhook.Try) []string {
-					return []string{screen.LocalTime(t.At), t.EventID.String(), string(t.Kind), strconv.Itoa(t.Status), strconv.Itoa(t.TookMS), screen.OrDash(t.Error)}
+					return []string{screen.LocalTime(t.At), t.EventID.String(), string(t.Kind), status(t.Status), strconv.Itoa(t.TookMS), screen.OrDash(t.Error)}
 				}, tries)
 				t.Spare, t.Wraps = []string{"MS", "KIND"}, true
 				return t.Print(s.Out)
