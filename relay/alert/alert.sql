@@ -12,8 +12,8 @@ delete from alert_finding where seen_at < now() - interval '1 day'
 select mailed_at, told, test_at is not null, clock_timestamp() from alert
 
 -- name: current
--- Lists the findings that some node has seen lately, as the last look has them, and whether a node has
--- seen them twice.
+-- Lists the findings that some node has seen lately, and whether one has seen it twice. The last look
+-- tells it best.
 with fresh as (select * from alert_finding where seen_at > now() - @fresh::interval)
 select g.key, l.id, l.status, l.subject, l.text, l.todo, g.since, g.nodes, g.sure
 from (select key, min(since) as since, array_agg(node order by node) as nodes, bool_or(seen_at > since) as sure from fresh group by key) g

@@ -152,7 +152,7 @@ func TestMails(t *testing.T) {
 	}
 }
 
-// Warnings are mailed again after a week.
+// Warnings are told again after a week.
 func TestWeekly(t *testing.T) {
 	t.Parallel()
 	now := time.Now()

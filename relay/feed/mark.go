@@ -118,7 +118,7 @@ func (m *Marker) mark(ctx context.Context) {
 		}
 	}
 	if err != nil && !m.failing && ctx.Err() == nil {
-		m.log.Warn("feed: cannot write a mark, will retry; until then, readers would get more events again after a restore", "error", err)
+		m.log.Warn("feed: cannot write a mark, will retry; until then, readers would get more events again after a restart or restore of the database", "error", err)
 	}
 	m.failing = err != nil
 }
