@@ -257,7 +257,7 @@ const (
 // due is why a mail is to be sent now.
 func (s *state) due(found []finding) occasion {
 	since := againWarns
-	if s.mailed != nil {
+	if s.mailed != nil && !s.mailed.After(s.now) { // else the clock was set back since
 		since = s.now.Sub(*s.mailed)
 	}
 	if since < apart {

@@ -152,6 +152,35 @@ func TestMails(t *testing.T) {
 	}
 }
 
+// A database whose clock was ahead for a while mutes no mail, and remembers nothing for ever.
+func TestClockSetBack(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	b := &box{db: db}
+	a := newAlerts(b, "a")
+	for i, step := range []struct {
+		after time.Duration
+		found []health.Finding
+		want  string
+	}{
+		{0, []health.Finding{down, low}, ""},
+		{lookEvery, []health.Finding{down, low}, "[postern relay.test] 1 failure, 1 warning"},
+		{-365 * 24 * time.Hour, []health.Finding{low}, "[postern relay.test] 1 warning"},
+		{lookEvery + apart, nil, "[postern relay.test] all is well again"},
+	} {
+		pass(t, db, step.after)
+		if err := a.note(t.Context(), step.found); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.mail(t.Context(), true); err != nil {
+			t.Fatal(err)
+		}
+		if got := b.take(t); got != step.want {
+			t.Errorf("step %d: mails %q, want %q", i, got, step.want)
+		}
+	}
+}
+
 // Warnings are told again after a week.
 func TestWeekly(t *testing.T) {
 	t.Parallel()

@@ -35,7 +35,7 @@ func endpoint(t *testing.T, serve func(in *bufio.Reader, out io.Writer)) string 
 	return "http://" + l.Addr().String() + "/"
 }
 
-// request reads one, and reports whether there was one.
+// readRequest reads one, and reports whether there was one.
 func readRequest(in *bufio.Reader) bool {
 	r, err := http.ReadRequest(in)
 	if err == nil {
@@ -96,7 +96,7 @@ func TestHostileAnswers(t *testing.T) {
 			select {
 			case a := <-done:
 				if taken := name == "an endless body"; (a.Err == nil) != taken || a.Status != c.status || a.Took > postTime/2 || len(a.Body) > keptAnswer || len(brief(fmt.Sprint(a.Err))) > keptAnswer {
-					t.Errorf("%+.200v after %s: %.200v", a.Status, a.Took, a.Err)
+					t.Errorf("%d after %s: %.200v", a.Status, a.Took, a.Err)
 				}
 			case <-time.After(postTime + 5*time.Second):
 				t.Error("it is still waited for")

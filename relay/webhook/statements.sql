@@ -71,8 +71,8 @@ update webhook set cursor = @cursor, lenient = @lenient, place_at = greatest(pla
 update webhook set lenient = true, gone_until = @until, gone_at = clock_timestamp() where id = @id and owner = @owner
 
 -- name: expire
--- Gives up what has waited for too long although its webhook is active. What waits for longer than anything is
--- made to wait was written before the clock was set back.
+-- Gives up what has waited for too long although its webhook is active. An event with a later time than any
+-- pause gives got it before the clock was set back.
 with early as (update webhook_retry set next_at = clock_timestamp() where webhook_id = @id and next_at > clock_timestamp() + @longest::interval),
 old as (delete from webhook_retry r where r.webhook_id = @id and r.first_at < clock_timestamp() - @keep::interval
 	and exists (select from webhook w where w.id = @id and w.owner = @owner) returning 1)
