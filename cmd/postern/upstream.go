@@ -79,9 +79,6 @@ broke before the smarthost confirmed it. A policy set for the user takes precede
 		Args: one("name", "the upstream's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			up := upstream.Account{Name: args[0]}
-			if cmd.Flag("host").Value.String() == "" && cmd.Flag("preset").Value.String() == "" {
-				return usagef("'%s' needs --host or --preset", cmd.CommandPath())
-			}
 			if err := flags.Apply(cmd, &up); err != nil {
 				return invalidUse(err)
 			}
@@ -103,6 +100,7 @@ broke before the smarthost confirmed it. A policy set for the user takes precede
 		},
 	}
 	flags.Add(cmd)
+	cmd.MarkFlagsOneRequired("host", "preset")
 	cmd.Flags().BoolVar(&ifMissing, "if-missing", false, ifMissingUsage)
 	return cmd
 }

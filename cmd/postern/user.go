@@ -262,9 +262,6 @@ over that of the upstream; '' leaves it to the upstream.
 		Example: `  postern user set invoices@example.com --in-doubt hold`,
 		Args:    one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if !cmd.Flags().Changed("in-doubt") {
-				return usagef("'%s' needs --in-doubt", cmd.CommandPath())
-			}
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
 				if err := users.SetInDoubt(ctx, args[0], policy); err != nil {
 					return err
@@ -275,6 +272,7 @@ over that of the upstream; '' leaves it to the upstream.
 		},
 	}
 	account.DoubtFlag(cmd, &policy)
+	_ = cmd.MarkFlagRequired("in-doubt")
 	return cmd
 }
 
