@@ -25,7 +25,7 @@ func TestPageUsesIndexes(t *testing.T) {
 		tx, err := db.Pool.Begin(t.Context())
 		must(t, err)
 		var s state
-		must(t, tx.QueryRow(t.Context(), sqlState, int64(0)).Scan(&s.incarnation, &s.gone, &s.goneAt, &s.horizon, &s.ended, &s.before, nil, nil, nil, nil))
+		must(t, tx.QueryRow(t.Context(), sqlState, int64(0)).Scan(&s.incarnation, &s.gone, &s.goneAt, &s.horizon, &s.ended, &s.before, nil, nil, nil, nil, nil))
 		plan := pgtest.Explain(t, tx, sqlPage, middle, 0, "", int64(0), end, 100)
 		for _, index := range []string{"message_feed", "history_feed"} {
 			if !plan.Uses(index) {

@@ -62,7 +62,7 @@ func Read(ctx context.Context, db pg.DB, after Cursor, f Filter) (page Page, err
 		return page, fmt.Errorf("read events: %w", err)
 	}
 	var s state
-	if err := tx.QueryRow(ctx, sqlState, after.incarnation).Scan(&s.incarnation, &s.gone, &s.goneAt, &s.horizon, &s.ended, &s.before, nil, nil, nil, nil); err != nil {
+	if err := tx.QueryRow(ctx, sqlState, after.incarnation).Scan(&s.incarnation, &s.gone, &s.goneAt, &s.horizon, &s.ended, &s.before, nil, nil, nil, nil, nil); err != nil {
 		return page, fmt.Errorf("read events: %w", err)
 	}
 	from, err := s.resume(after)
