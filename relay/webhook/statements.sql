@@ -1,4 +1,5 @@
--- The statements about webhooks. All times are those of the database's clock.
+-- The statements about webhooks. All times are those of the database's clock. The column at_once is the
+-- concurrency of a webhook.
 
 -- name: lease
 -- Makes leases longer that end soon, and takes some that nobody has. One that is far too long was given before
@@ -13,7 +14,7 @@ where w.state = 'active' and (w.owner = @owner and w.lease_until not between clo
 -- name: leased
 -- The webhooks that a process may send for, each with whether an event waits whose time has come: the
 -- first by the index says so, however many wait.
-select id, coalesce(user_id, 0), name, url, kinds, concurrency, per_minute, secret, coalesce(old_until > clock_timestamp(), false),
+select id, coalesce(user_id, 0), name, url, kinds, at_once, per_minute, secret, coalesce(old_until > clock_timestamp(), false),
 	coalesce((select r.next_at <= clock_timestamp() from webhook_retry r where r.webhook_id = w.id order by r.next_at limit 1), false)
 from webhook w where owner = @owner and state = 'active' and lease_until > clock_timestamp()
 
@@ -81,7 +82,7 @@ returning (select count(*) from old)
 
 -- name: list
 -- All webhooks. A webhook is behind by the age of the oldest event that waits, in the feed or for another try.
-select w.id, w.name, w.url, coalesce(u.name, ''), w.kinds, w.state, w.reason, w.concurrency, w.per_minute, w.failures, w.given_up, w.created_at,
+select w.id, w.name, w.url, coalesce(u.name, ''), w.kinds, w.state, w.reason, w.at_once, w.per_minute, w.failures, w.given_up, w.created_at,
 	w.wait_until, w.gone_until, w.gone_at, w.old_until, coalesce(r.waiting, 0),
 	greatest(0, extract(epoch from clock_timestamp() - least(w.place_at, r.oldest)))::float8
 from webhook w left join app_user u on u.id = w.user_id
@@ -96,7 +97,7 @@ select event_id, kind, at, status, took_ms, error, answer from webhook_try where
 select count(*), count(*) filter (where user_id = @user_id) from webhook
 
 -- name: add
-insert into webhook (name, url, user_id, kinds, concurrency, per_minute, cursor, secret)
+insert into webhook (name, url, user_id, kinds, at_once, per_minute, cursor, secret)
 values (@name, @url, nullif(@user_id::bigint, 0), @kinds, @concurrency, @per_minute, @cursor, @secret)
 on conflict (name) do nothing
 
@@ -104,7 +105,7 @@ on conflict (name) do nothing
 select id, coalesce(user_id, 0), url, kinds, state, secret, coalesce(old_until > clock_timestamp(), false), old_until from webhook where name = @name for update
 
 -- name: set
-update webhook set concurrency = coalesce(@concurrency, concurrency), per_minute = coalesce(@per_minute, per_minute) where id = @id
+update webhook set at_once = coalesce(@concurrency, at_once), per_minute = coalesce(@per_minute, per_minute) where id = @id
 
 -- name: rotate
 update webhook set secret = @secret, old_until = clock_timestamp() + @keep::interval where id = @id returning old_until

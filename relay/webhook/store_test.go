@@ -185,7 +185,7 @@ func TestQuestionsAreCheap(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	owner := uuid.New()
-	b.exec(`insert into webhook (name, url, concurrency, cursor, secret, owner, lease_until)
+	b.exec(`insert into webhook (name, url, at_once, cursor, secret, owner, lease_until)
 		select 'w' || n, 'https://example.com/', 1, '', '', $1, now() + interval '1 hour' from generate_series(1, $2) n`, owner, Most)
 	b.exec(`insert into webhook_retry (webhook_id, event_id, tries, next_at, kind, body)
 		select w.id, gen_random_uuid(), 1, now() + interval '1 day' * n, 'accepted', repeat('x', 500) from webhook w, generate_series(1, 1000) n`)

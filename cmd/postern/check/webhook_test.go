@@ -7,7 +7,7 @@ import (
 	"postern/relay/webhook"
 )
 
-// What keeps a webhook waiting is said, also if that is the feed.
+// The finding says what keeps a webhook waiting, the feed among it.
 func TestWaits(t *testing.T) {
 	t.Parallel()
 	since := time.Now()
