@@ -417,7 +417,7 @@ func TestWebhooksKeepHistory(t *testing.T) {
 			r, conn := New(Config{Pool: db.Pool, History: time.Hour}), working(t, db)
 			past(t, db, 10, c.days, "false")
 			queuetest.Exec(t, db, `insert into event (kind, object, at) values ('breaker.open', 'x', now() - $1 * interval '1 day')`, c.days)
-			queuetest.Exec(t, db, `insert into webhook (name, state, place_at, url, concurrency, cursor, secret)
+			queuetest.Exec(t, db, `insert into webhook (name, state, place_at, url, at_once, cursor, secret)
 				values ('a', $1, now() - $2 * interval '1 day', 'https://example.com', 1, '', '')`, c.state, c.place)
 			walk(t, db, r, conn)
 			if err := r.others(queuetest.Context(t), conn); err != nil {

@@ -480,4 +480,4 @@ func TestCheckJudgesTheRoom(t *testing.T) {
 	}
 }
 
-const insertWebhook = `insert into webhook (name, state, reason, place_at, gone_until, gone_at, url, concurrency, cursor, secret) `
+const insertWebhook = `insert into webhook (name, state, reason, place_at, gone_until, gone_at, url, at_once, cursor, secret) `
