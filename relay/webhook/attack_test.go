@@ -44,6 +44,11 @@ func TestPoison(t *testing.T) {
 	b.exec(`insert into webhook_retry (webhook_id, event_id, tries, next_at, kind, body)
 		select id, gen_random_uuid(), 1, now(), 'accepted', '"poison"' from webhook, generate_series(1, 100)`)
 	b.happen(1, 1)
+	until(t, "the event can be read", func() bool { // others' transactions may hold the feed back
+		page, err := feed.Read(t.Context(), b.db.Pool, feed.Cursor{}, feed.Filter{Kinds: []feed.Kind{feed.Accepted}})
+		must(t, err)
+		return len(page.Events) == 1
+	})
 	s, _ := b.run()
 	until(t, "they fail", func() bool { return b.show("a").WaitUntil != nil })
 	b.exec(`update webhook set wait_until = null`)
