@@ -39,6 +39,7 @@ func TestFormerServers(t *testing.T) {
 	t.Parallel()
 	r, _ := asking(t, "nameserver 192.0.2.53\n", "", "")
 	r.cfg.Exchange = signedBy(map[string]string{"192.0.2.53:53": "192.0.2.1", "127.0.0.53:53": "192.0.2.2"})
+	later := time.Now()
 	look := func(address string, secure bool) {
 		t.Helper()
 		a, err := r.Lookup(t.Context(), "one.test", dns.TypeA)
@@ -46,17 +47,25 @@ func TestFormerServers(t *testing.T) {
 			t.Errorf("%+v, %v; want %s, secure %v", a, err, address, secure)
 		}
 	}
+	change := func(content string) {
+		t.Helper()
+		if err := os.WriteFile(r.system.path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		later = later.Add(time.Hour)
+		if err := os.Chtimes(r.system.path, time.Time{}, later); err != nil {
+			t.Fatal(err)
+		}
+		r.system.looked = time.Time{}
+	}
 	before := time.Now()
 	look("192.0.2.1", false)
+	if r.Lapsed(t.Context(), before) {
+		t.Error("a server that was never believed has lapsed")
+	}
 	late := r.begin(t.Context(), question{"one.test.", dns.TypeA})
 	<-late.landed
-	if err := os.WriteFile(r.system.path, []byte("nameserver 127.0.0.53\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chtimes(r.system.path, time.Time{}, time.Now().Add(time.Hour)); err != nil {
-		t.Fatal(err)
-	}
-	r.system.looked = time.Time{}
+	change("nameserver 127.0.0.53\n")
 	if a, err := r.await(t.Context(), late); err != nil || a.Secure {
 		t.Errorf("an answer that was on its way: %+v, %v", a, err)
 	}
@@ -64,6 +73,11 @@ func TestFormerServers(t *testing.T) {
 		t.Error("it is not known that answers of before are not secure")
 	}
 	look("192.0.2.2", true)
+	change("nameserver 192.0.2.53\n")
+	if !r.Lapsed(t.Context(), time.Now()) {
+		t.Error("a server that is not trusted, in the place of one that validated, has not lapsed")
+	}
+	look("192.0.2.1", false)
 }
 
 // An answer that was on its way while its server began to validate is not kept.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -59,6 +60,8 @@ type Resolver struct {
 	system *system // the machine's configuration
 	asked  chan struct{}
 	direct bool // one server is asked about its own zones
+
+	believed atomic.Bool // the AD bit of a server has counted
 
 	mu       sync.Mutex
 	of       []string // the servers that cache and flights are of

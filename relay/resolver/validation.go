@@ -63,6 +63,9 @@ func (r *Resolver) believes(ctx context.Context, server string) (bool, error) {
 	if v == Unproved {
 		return false, err
 	}
+	if v == Validates {
+		r.believed.Store(true)
+	}
 	return v == Validates, nil
 }
 
@@ -71,12 +74,12 @@ func (r *Resolver) trusts(server string) bool { return r.cfg.Trusted || isNear(s
 
 // Lapsed reports that an answer since a time may lack Secure only because of the servers: all are
 // trusted, but one does not validate, or has no proof from the last minute, or memory was emptied
-// since then (forget).
+// since then (forget); or one is not trusted that has taken the place of those that were believed.
 func (r *Resolver) Lapsed(ctx context.Context, since time.Time) (lapsed bool) {
 	servers := r.Servers()
 	for _, server := range servers {
 		if !r.trusts(server) {
-			return false
+			return r.believed.Load()
 		}
 		v, _ := r.prove(ctx, server, faultTime)
 		lapsed = lapsed || v != Validates
